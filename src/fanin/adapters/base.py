@@ -1,0 +1,89 @@
+"""Adapter: a framework in neutral words."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from fanin.rule import Need
+from fanin.summary import TensorSummary
+from fanin.trial import ModelSpec, Step, Trial
+
+OnError = Literal["warn", "raise"]
+
+
+class Watching(Protocol):
+    """A model under observation."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, as far as it has been seen to run."""
+
+    @property
+    def detached(self) -> bool:
+        """Whether all hooks are gone."""
+
+    def loss(self, value: Any) -> None:
+        """State the loss of the current step, where it cannot be found through backward."""
+
+    def detach(self) -> None:
+        """Finish the current step and take every hook away; idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchPlan:
+    """What to capture.
+
+    Attributes:
+        needs: Roles and details, from the rules.
+        steps: Training steps 0 to steps - 1 are captured.
+        on_step: Receives each finished step, with the model as known by then.
+        on_error: Report a fault of ours once and go on without capture, or raise it.
+        worker: The rank to record.
+    """
+
+    needs: frozenset[Need]
+    steps: int
+    on_step: Callable[[Step, ModelSpec], None]
+    on_error: OnError = "warn"
+    worker: int = 0
+
+
+class Adapter(ABC):
+    """A framework in neutral words."""
+
+    name: str
+
+    @abstractmethod
+    def recognizes(self, model: object) -> bool:
+        """Whether the model belongs to this framework."""
+
+    @abstractmethod
+    def describe(self, model: Any) -> ModelSpec:
+        """The model without running it: layers in order of construction, inputs and activations unknown."""
+
+    @abstractmethod
+    def summarize(
+        self, tensor: Any, *, histogram: bool = False, unit_axis: int | None = None, offset: int = 0
+    ) -> TensorSummary:
+        """As `fanin.summary.summarize`, on the tensor's device, in float32 or better."""
+
+    @abstractmethod
+    def watch(self, model: Any, plan: WatchPlan) -> Watching:
+        """Attach to a model in training; hooks leave by themselves after the last captured step."""
+
+    @abstractmethod
+    def examine(self, model: Any, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
+        """One forward and backward pass on the model as it is, as a trial of one step; leaves no trace.
+
+        Raises:
+            BatchError: The model cannot run the batch.
+            LossError: The loss cannot be computed or differentiated.
+        """
+
+    @abstractmethod
+    def recording_sources(self) -> AbstractContextManager[None]:
+        """While open, note which line of the user's code last writes each parameter."""

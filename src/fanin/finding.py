@@ -1,0 +1,130 @@
+"""What judging a trial yields: findings, what was missing, and the diagnosis made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fanin.cause import Cause
+from fanin.summary import Interval
+from fanin.trial import SourceLine
+
+
+class Verdict(StrEnum):
+    """healthy, poor, or undecided: the trial lacks what is needed. Never a silent pass."""
+
+    HEALTHY = "healthy"
+    POOR = "poor"
+    UNDECIDED = "undecided"
+
+
+class Scope(StrEnum):
+    """How far a fault reaches."""
+
+    LAYER = "layer"
+    EVERYWHERE = "everywhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One measurement outside what a rule expects.
+
+    Attributes:
+        code: The rule's code, e.g. `FAN101`.
+        name: The rule's name, e.g. `shrinking-signal`.
+        layer: Path of the layer where it starts.
+        step: Training step of the measurement.
+        measured: The value, or an interval that contains it.
+        expected: Where it should lie.
+        quantity: What was measured, with its unit, e.g. `Var[out]/Var[in]`.
+        message: The evidence in one or two sentences, with numbers.
+        cause: The explanation; None for a rule that gives none (the documented rule).
+        scope: One layer, or everywhere from this layer on.
+        layers: All layers concerned, in forward order, this one among them.
+        tensor: Full name of the tensor concerned, where it is one.
+        source: The line that last wrote the parameter; None where that cannot be known.
+        workers: The ranks that saw it.
+    """
+
+    code: str
+    name: str
+    layer: str
+    step: int
+    measured: Interval
+    expected: Interval
+    quantity: str
+    message: str
+    cause: Cause | None = None
+    scope: Scope = Scope.LAYER
+    layers: tuple[str, ...] = ()
+    tensor: str = ""
+    source: SourceLine | None = None
+    workers: tuple[int, ...] = (0,)
+
+    @property
+    def evidence(self) -> str:
+        """The measurement, what was expected, and the sentence about it."""
+        return f"{self.quantity} = {self.measured} (expected {self.expected}). {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Evidence that a rule needs and the trial lacks.
+
+    Attributes:
+        code: The rule's code.
+        what: What is missing, and where.
+        settle: What would supply it.
+        blocks: Whether a verdict of healthy is impossible without it.
+    """
+
+    code: str
+    what: str
+    settle: str
+    blocks: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A fault, and the findings that follow from it.
+
+    Attributes:
+        finding: The fault itself.
+        symptoms: Findings that it explains.
+        downstream: Paths of the layers that suffer from it without fault of their own.
+    """
+
+    finding: Finding
+    symptoms: tuple[Finding, ...] = ()
+    downstream: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The verdict of a trial with its causes, origin before symptom.
+
+    Attributes:
+        verdict: healthy, poor or undecided.
+        origins: Faults by precedence, then forward order.
+        missing: What kept rules from deciding.
+        why: One sentence.
+        next_step: One sentence: what to do.
+        documented: Verdict of the documented rule, PoorWeightInitialization, on the same trial; None when it was
+            not asked.
+        documented_findings: Its findings, one for each of its checks that fires.
+        disagreement: Why the documented rule's verdict differs, where it does.
+    """
+
+    verdict: Verdict
+    origins: tuple[Origin, ...] = ()
+    missing: tuple[Missing, ...] = ()
+    why: str = ""
+    next_step: str = ""
+    documented: Verdict | None = None
+    documented_findings: tuple[Finding, ...] = field(default=())
+    disagreement: str = ""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings: each origin, then its symptoms."""
+        return tuple(f for origin in self.origins for f in (origin.finding, *origin.symptoms))

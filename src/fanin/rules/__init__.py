@@ -1,0 +1,1 @@
+"""One problem a file; `fanin.judgement.load_rules` finds them."""

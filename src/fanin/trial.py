@@ -1,0 +1,283 @@
+"""The trial: one model watched for some steps. Immutable, without I/O, the same for every framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from math import nan
+from pathlib import PurePath
+
+from fanin.summary import TensorSummary
+
+NETWORK_INPUT = ""
+"""In `LayerSpec.inputs`: the batch itself, rather than a layer."""
+
+
+class Role(StrEnum):
+    """What a tensor is to its layer."""
+
+    WEIGHT = "weight"
+    BIAS = "bias"
+    INPUT = "input"
+    OUTPUT = "output"
+    ACTIVATION_INPUT = "activation_input"
+    OUTPUT_GRAD = "output_grad"
+    WEIGHT_GRAD = "weight_grad"
+
+
+class Mode(StrEnum):
+    """Whether the model was training or evaluating."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+
+
+class Kind(StrEnum):
+    """What a layer does, in words that every framework shares; OTHER is whatever is not known."""
+
+    LINEAR = "linear"
+    CONV = "conv"
+    CONV_TRANSPOSE = "conv_transpose"
+    EMBEDDING = "embedding"
+    NORM = "norm"
+    RECURRENT = "recurrent"
+    ATTENTION = "attention"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLine:
+    """A line of somebody's code."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{PurePath(self.file).name}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSpec:
+    """A parameter of a layer.
+
+    Attributes:
+        name: Within its layer, e.g. `weight`.
+        role: WEIGHT or BIAS; a normalization's gain is a WEIGHT of a NORM layer.
+        shape: As the framework stores it.
+        dtype: E.g. `float32`.
+        fan_in, fan_out: Terms summed into one output, and outputs that one input reaches (Glorot and Bengio 2010),
+            groups and packed projections counted right; None where not known.
+        unit_axis: The axis that counts output units; None where not known.
+        trainable: Whether gradients reach it.
+        tied_to: Full name of an earlier parameter that shares its memory.
+        source: The line that last wrote it; None where that cannot be known.
+    """
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    fan_in: int | None = None
+    fan_out: int | None = None
+    unit_axis: int | None = None
+    trainable: bool = True
+    tied_to: str | None = None
+    source: SourceLine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """A layer: whatever owns parameters of its own.
+
+    Attributes:
+        path: Where it is in the model, e.g. `blocks.7.fc1`.
+        kind: What it does.
+        type_name: The framework's name for it, e.g. `Linear`.
+        parameters: Its own parameters.
+        inputs: Paths of the layers that feed it, NETWORK_INPUT for the batch; empty where not known.
+        joins: How several inputs meet: `sum`, `concatenation` or `other`; empty for a single input.
+        activation: The activation that consumes its output, e.g. `relu`; None where not known.
+        calls: How often it ran in the first watched step.
+    """
+
+    path: str
+    kind: Kind
+    type_name: str
+    parameters: tuple[ParameterSpec, ...] = ()
+    inputs: tuple[str, ...] = ()
+    joins: str = ""
+    activation: str | None = None
+    calls: int = 0
+
+    @property
+    def weights(self) -> tuple[ParameterSpec, ...]:
+        """Its parameters with the role WEIGHT."""
+        return tuple(p for p in self.parameters if p.role is Role.WEIGHT)
+
+    def parameter_path(self, parameter: ParameterSpec) -> str:
+        """The parameter's full name, e.g. `blocks.7.fc1.weight`."""
+        return f"{self.path}.{parameter.name}" if self.path else parameter.name
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationSpec:
+    """An activation that ran.
+
+    Attributes:
+        tensor: Name of its input, e.g. `blocks.0.relu_input_0`.
+        function: E.g. `relu`.
+        inputs: Paths of the layers whose output it takes.
+    """
+
+    tensor: str
+    function: str
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model in words that every framework shares.
+
+    Attributes:
+        name: The model's class.
+        framework: E.g. `torch 2.13.0`.
+        layers: In forward order; layers that never ran come last, in the order of construction.
+        activations: In forward order.
+        outputs: Paths of the layers whose output reaches the model's output; empty where not known.
+        notes: What could not be watched, and why, one sentence each.
+    """
+
+    name: str
+    framework: str
+    layers: tuple[LayerSpec, ...] = ()
+    activations: tuple[ActivationSpec, ...] = ()
+    outputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def layer(self, path: str) -> LayerSpec:
+        """The layer at this path.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for layer in self.layers:
+            if layer.path == path:
+                return layer
+        raise KeyError(f"no layer {path!r} in {self.name}")
+
+    @property
+    def weight_layers(self) -> tuple[LayerSpec, ...]:
+        """The layers that mix their inputs with weights: not norms, not bare gains and biases."""
+        return tuple(
+            layer for layer in self.layers if layer.kind is not Kind.NORM and layer.weights
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One tensor, seen once.
+
+    Attributes:
+        layer: Path of the layer that it belongs to.
+        role: What it is to that layer.
+        tensor: Its name, in the convention of SageMaker Debugger where there is one (`gradient/fc.weight`).
+        summary: Its statistics.
+        shape, dtype: As it was.
+        worker: The rank that saw it.
+    """
+
+    layer: str
+    role: Role
+    tensor: str
+    summary: TensorSummary
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    worker: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass and its backward pass, if any.
+
+    Attributes:
+        index: From 0, counted per mode; step 0 in TRAIN mode precedes any update.
+        mode: TRAIN or EVAL.
+        observations: In the order in which they were made.
+        losses: Loss by worker; a worker that ran no backward pass has none.
+    """
+
+    index: int
+    mode: Mode = Mode.TRAIN
+    observations: tuple[Observation, ...] = ()
+    losses: Mapping[int, float] = field(default_factory=dict)
+
+    def of(self, role: Role) -> dict[str, Observation]:
+        """Observations of one role by tensor name, in order; of equal names the first."""
+        found: dict[str, Observation] = {}
+        for seen in self.observations:
+            if seen.role is role:
+                found.setdefault(seen.tensor, seen)
+        return found
+
+    def first(self, role: Role) -> dict[str, Observation]:
+        """Each layer's first observation of one role, by the layer's path."""
+        found: dict[str, Observation] = {}
+        for seen in self.observations:
+            if seen.role is role:
+                found.setdefault(seen.layer, seen)
+        return found
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over workers; nan when none was seen."""
+        return sum(self.losses.values()) / len(self.losses) if self.losses else nan
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One model watched for some steps.
+
+    Attributes:
+        spec: The model.
+        steps: In order of time.
+        uri: Where it is kept; `memory` when nowhere.
+        complete: Whether its writers closed it; False while it runs, and after a crash.
+        about: What else is known of the run: versions, command, date.
+    """
+
+    spec: ModelSpec
+    steps: tuple[Step, ...] = ()
+    uri: str = "memory"
+    complete: bool = True
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def train_steps(self) -> tuple[Step, ...]:
+        """The steps in TRAIN mode."""
+        return tuple(step for step in self.steps if step.mode is Mode.TRAIN)
+
+    @property
+    def start(self) -> Step | None:
+        """Training step 0, the initialization itself; None when it was not watched."""
+        return next((step for step in self.train_steps if step.index == 0), None)
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """The ranks that wrote it."""
+        seen = {o.worker for step in self.steps for o in step.observations}
+        return tuple(sorted(seen | {w for step in self.steps for w in step.losses}))
+
+    def of_worker(self, worker: int) -> Trial:
+        """What one rank saw."""
+        return replace(self, steps=tuple(_steps_of(self.steps, worker)))
+
+
+def _steps_of(steps: tuple[Step, ...], worker: int) -> Iterator[Step]:
+    for step in steps:
+        yield Step(
+            step.index,
+            step.mode,
+            tuple(o for o in step.observations if o.worker == worker),
+            {w: loss for w, loss in step.losses.items() if w == worker},
+        )
