@@ -76,9 +76,7 @@ class Cause(Enum):
     remedy: str
     is_initialization: bool
 
-    def __new__(
-        cls, name: str, title: str, hypotheses: str, remedy: str, is_initialization: bool
-    ) -> Cause:
+    def __new__(cls, name: str, title: str, hypotheses: str, remedy: str, is_initialization: bool) -> Cause:
         member = object.__new__(cls)
         member._value_ = name
         member.title = title

@@ -50,9 +50,7 @@ class FaninError(Exception):
             "expected": self.expected,
             "next": self.next_step,
         }
-        return "\n".join(
-            [self.what, *(f"  {label:<9} {text}" for label, text in details.items() if text)]
-        )
+        return "\n".join([self.what, *(f"  {label:<9} {text}" for label, text in details.items() if text)])
 
 
 class UsageError(FaninError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from fanin.cause import Cause
@@ -112,6 +112,7 @@ class Diagnosis:
         documented: Verdict of the documented rule, PoorWeightInitialization, on the same trial; None when it was
             not asked.
         documented_findings: Its findings, one for each of its checks that fires.
+        documented_missing: What kept its checks from deciding.
         disagreement: Why the documented rule's verdict differs, where it does.
     """
 
@@ -121,7 +122,8 @@ class Diagnosis:
     why: str = ""
     next_step: str = ""
     documented: Verdict | None = None
-    documented_findings: tuple[Finding, ...] = field(default=())
+    documented_findings: tuple[Finding, ...] = ()
+    documented_missing: tuple[Missing, ...] = ()
     disagreement: str = ""
 
     @property

@@ -44,6 +44,11 @@ SAME_UNIT = 1e-5
 of a float32 sum over 10^4 inputs (about 1e-6), far below what two random draws can have in common."""
 
 
+MOMENT_LIMIT = 1e140
+"""Larger magnitudes enter the moments as this one, so that sums of their squares stay within float64; extremes keep
+them as they are. Only float64 tensors can hold such values."""
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A closed interval [low, high] that contains the true value."""
@@ -127,9 +132,7 @@ class UnitSummary:
 
     def merge(self, other: UnitSummary) -> UnitSummary:
         """The summary of both sets, unit by unit."""
-        mean, m2 = merge_moments(
-            self.count, self.mean, self.m2, other.count, other.mean, other.m2
-        )
+        mean, m2 = merge_moments(self.count, self.mean, self.m2, other.count, other.mean, other.m2)
         return UnitSummary(
             self.count + other.count,
             mean,
@@ -142,9 +145,7 @@ class UnitSummary:
     @property
     def variance(self) -> Floats:
         """[units] variance of each unit over samples and positions; nan where it has no value."""
-        return np.divide(
-            self.m2, self.count, out=np.full(len(self.m2), np.nan), where=self.count > 0
-        )
+        return np.divide(self.m2, self.count, out=np.full(len(self.m2), np.nan), where=self.count > 0)
 
     def distinct(self) -> int:
         """How many units differ from one another: identical ones share all four fingerprints."""
@@ -152,9 +153,12 @@ class UnitSummary:
         grid = SAME_UNIT * np.max(scale, initial=0.0, where=np.isfinite(scale))
         if grid == 0:
             return min(1, len(self.mean))
-        length = np.maximum(self.count, 1)
-        prints = [self.minimum, self.maximum, self.mean, self.projection / length]
-        rounded = np.stack([np.round(np.nan_to_num(p / grid, posinf=0, neginf=0)) for p in prints])
+        # The projection is compared as a direction: a long row with one entry (an identity) has a small mean but
+        # a direction of its own.
+        norm = np.sqrt(self.m2 + self.count * self.mean**2)
+        direction = np.divide(self.projection, norm, out=np.zeros_like(norm), where=norm > 0)
+        prints = [self.minimum / grid, self.maximum / grid, self.mean / grid, direction / SAME_UNIT]
+        rounded = np.stack([np.round(np.nan_to_num(p, posinf=0, neginf=0)) for p in prints])
         return int(np.unique(rounded, axis=1).shape[1])
 
 
@@ -195,9 +199,7 @@ class TensorSummary:
             ValueError: One of them has a histogram or units and the other has not, or the units differ in number.
         """
         self._require_alike(other)
-        mean, m2 = merge_moments(
-            self.count, self.mean, self.m2, other.count, other.mean, other.m2
-        )
+        mean, m2 = merge_moments(self.count, self.mean, self.m2, other.count, other.mean, other.m2)
         return TensorSummary(
             count=self.count + other.count,
             nan=self.nan + other.nan,
@@ -207,9 +209,7 @@ class TensorSummary:
             m2=float(m2),
             minimum=min(self.minimum, other.minimum),
             maximum=max(self.maximum, other.maximum),
-            histogram=self.histogram.merge(other.histogram)
-            if self.histogram and other.histogram
-            else None,
+            histogram=self.histogram.merge(other.histogram) if self.histogram and other.histogram else None,
             units=self.units.merge(other.units) if self.units and other.units else None,
         )
 
@@ -218,9 +218,7 @@ class TensorSummary:
             if (getattr(self, field) is None) != (getattr(other, field) is None):
                 raise ValueError(f"cannot merge a summary that has {field} with one that has none")
         if self.units and other.units and len(self.units.mean) != len(other.units.mean):
-            raise ValueError(
-                f"cannot merge {len(self.units.mean)} units with {len(other.units.mean)}"
-            )
+            raise ValueError(f"cannot merge {len(self.units.mean)} units with {len(other.units.mean)}")
 
     @property
     def non_finite(self) -> int:
@@ -298,7 +296,9 @@ def merge_moments(n_a: Any, mean_a: Any, m2_a: Any, n_b: Any, mean_b: Any, m2_b:
     delta = np.asarray(mean_b, np.float64) - mean_a
     share_b = np.asarray(n_b, np.float64) / n
     # With one side empty the other comes back to the bit: δ·1 + mean would round.
-    mean = np.where(np.asarray(n_a) == 0, mean_b, np.where(np.asarray(n_b) == 0, mean_a, mean_a + delta * share_b))
+    mean = np.where(
+        np.asarray(n_a) == 0, mean_b, np.where(np.asarray(n_b) == 0, mean_a, mean_a + delta * share_b)
+    )
     m2 = m2_a + np.asarray(m2_b) + delta**2 * (np.asarray(n_a, np.float64) * share_b)
     return mean, np.where(np.asarray(n_a) == 0, m2_b, np.where(np.asarray(n_b) == 0, m2_a, m2))
 
@@ -330,14 +330,15 @@ def summarize(
         raise ValueError(f"unit_axis {unit_axis} does not exist in shape {list(x.shape)}")
     wide = x.astype(np.float64)
     finite = wide[np.isfinite(wide)]
-    mean = float(finite.mean()) if finite.size else 0.0
+    bounded = np.clip(finite, -MOMENT_LIMIT, MOMENT_LIMIT)
+    mean = float(bounded.mean()) if finite.size else 0.0
     return TensorSummary(
         count=finite.size,
         nan=int(np.isnan(wide).sum()),
         inf=int(np.isinf(wide).sum()),
         zeros=int((wide == 0).sum()),
         mean=mean,
-        m2=float(np.square(finite - mean).sum()),
+        m2=float(np.square(bounded - mean).sum()),
         minimum=float(finite.min(initial=np.inf)),
         maximum=float(finite.max(initial=-np.inf)),
         histogram=_histogram(finite) if histogram else None,
@@ -352,15 +353,15 @@ def _histogram(finite: Floats) -> Histogram:
 
 
 def _units(x: Floats, offset: int) -> UnitSummary:
-    rows = x.reshape(len(x), -1)
+    rows = x.reshape(len(x), int(np.prod(x.shape[1:])))
     finite = np.isfinite(rows)
-    kept = np.where(finite, rows, 0.0)
+    kept = np.clip(np.where(finite, rows, 0.0), -MOMENT_LIMIT, MOMENT_LIMIT)
     count = finite.sum(axis=1)
     mean = kept.sum(axis=1) / np.maximum(count, 1)
     return UnitSummary(
         count=count.astype(np.int64),
         mean=mean,
-        m2=np.square(np.where(finite, rows - mean[:, None], 0.0)).sum(axis=1),
+        m2=np.square(np.where(finite, kept - mean[:, None], 0.0)).sum(axis=1),
         minimum=np.where(finite, rows, np.inf).min(axis=1, initial=np.inf),
         maximum=np.where(finite, rows, -np.inf).max(axis=1, initial=-np.inf),
         projection=kept @ projection_weights(rows.shape[1], offset),

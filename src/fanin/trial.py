@@ -98,6 +98,8 @@ class LayerSpec:
         inputs: Paths of the layers that feed it, NETWORK_INPUT for the batch; empty where not known.
         joins: How several inputs meet: `sum`, `concatenation` or `other`; empty for a single input.
         activation: The activation that consumes its output, e.g. `relu`; None where not known.
+        input_activation: The activation that its input last passed since `inputs`, `identity` for none; None where
+            not known.
         calls: How often it ran in the first watched step.
     """
 
@@ -108,6 +110,7 @@ class LayerSpec:
     inputs: tuple[str, ...] = ()
     joins: str = ""
     activation: str | None = None
+    input_activation: str | None = None
     calls: int = 0
 
     @property
@@ -169,9 +172,7 @@ class ModelSpec:
     @property
     def weight_layers(self) -> tuple[LayerSpec, ...]:
         """The layers that mix their inputs with weights: not norms, not bare gains and biases."""
-        return tuple(
-            layer for layer in self.layers if layer.kind is not Kind.NORM and layer.weights
-        )
+        return tuple(layer for layer in self.layers if layer.kind is not Kind.NORM and layer.weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib import import_module
 
@@ -35,3 +37,13 @@ def adapter_for(model: object) -> Adapter:
         expected=f"a model of {', '.join(FRAMEWORKS)} (for torch: a torch.nn.Module)",
         next_step="pass the model itself, not its output, its class or its state_dict",
     )
+
+
+@contextmanager
+def recording_sources() -> Iterator[None]:
+    """While open, note which line of the user's code writes each parameter, in every framework imported so far."""
+    with ExitStack() as stack:
+        for framework in FRAMEWORKS:
+            if framework in sys.modules:
+                stack.enter_context(load(framework).recording_sources())
+        yield

@@ -1,0 +1,53 @@
+"""PyTorch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+
+from fanin.adapters.base import Adapter, Watching, WatchPlan
+from fanin.adapters.torch.describe import model_spec
+from fanin.adapters.torch.examining import examine
+from fanin.adapters.torch.sources import recording
+from fanin.adapters.torch.statistics import summarize
+from fanin.adapters.torch.watching import TorchWatching
+from fanin.rule import Need
+from fanin.summary import TensorSummary
+from fanin.trial import ModelSpec, Trial
+
+
+class TorchAdapter(Adapter):
+    """PyTorch in neutral words."""
+
+    name = "torch"
+
+    def recognizes(self, model: object) -> bool:
+        """Whether the model is a `torch.nn.Module`."""
+        return isinstance(model, nn.Module)
+
+    def describe(self, model: nn.Module) -> ModelSpec:
+        """See Adapter."""
+        return model_spec(model)
+
+    def summarize(
+        self, tensor: Tensor, *, histogram: bool = False, unit_axis: int | None = None, offset: int = 0
+    ) -> TensorSummary:
+        """See Adapter."""
+        return summarize(tensor, histogram=histogram, unit_axis=unit_axis, offset=offset)
+
+    def watch(self, model: nn.Module, plan: WatchPlan) -> Watching:
+        """See Adapter."""
+        return TorchWatching(model, plan)
+
+    def examine(self, model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
+        """See Adapter."""
+        return examine(model, batch, loss_fn, needs)
+
+    def recording_sources(self) -> AbstractContextManager[None]:
+        """See Adapter."""
+        return recording()
+
+
+adapter = TorchAdapter()

@@ -1,0 +1,115 @@
+"""A step in the making: what has been summarized of it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import nan
+
+from torch import Tensor
+
+from fanin.adapters.torch.statistics import Measurement, measure, read
+from fanin.rule import Need
+from fanin.summary import TensorSummary
+from fanin.trial import Mode, ModelSpec, Observation, Role, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How much of a tensor is to be kept."""
+
+    histogram: bool = False
+    units: bool = False
+
+
+class Needed:
+    """What all the rules together want of each role, at step 0 and at later ones."""
+
+    def __init__(self, needs: Iterable[Need]) -> None:
+        self._first: dict[Role, Detail] = {}
+        self._later: dict[Role, Detail] = {}
+        for need in needs:
+            for when in (self._first, self._later) if need.every_step else (self._first,):
+                known = when.get(need.role, Detail())
+                when[need.role] = Detail(known.histogram or need.histogram, known.units or need.units)
+
+    def detail(self, role: Role, step: int) -> Detail | None:
+        """What to keep of a role at a step; None when nobody wants it."""
+        return (self._later if step else self._first).get(role)
+
+
+@dataclass(slots=True)
+class Seen:
+    """A tensor, summarized or about to be."""
+
+    layer: str
+    shape: tuple[int, ...]
+    dtype: str
+    result: Measurement | TensorSummary
+
+
+@dataclass(slots=True)
+class Draft:
+    """A step in the making.
+
+    Attributes:
+        index: Its number.
+        worker: The rank that sees it.
+        needed: What to keep.
+        loss: Of its first backward pass.
+        differentiated: Whether a gradient has arrived.
+        stepped: Whether an optimizer has used the gradients.
+        spec: The model as the first pass showed it.
+    """
+
+    index: int
+    worker: int
+    needed: Needed
+    loss: Tensor | float | None = None
+    differentiated: bool = False
+    stepped: bool = False
+    spec: ModelSpec | None = None
+    _seen: dict[tuple[Role, str], Seen] = field(default_factory=dict)
+
+    def observe(
+        self,
+        layer: str,
+        role: Role,
+        tensor: str,
+        value: Tensor,
+        unit_axis: int | None,
+        again: bool = False,
+    ) -> None:
+        """Summarize a tensor, if a rule needs it and the step has not seen it yet; `again` replaces what it saw
+        (a gradient that has grown since)."""
+        detail = self.needed.detail(role, self.index)
+        if detail is None or value.is_meta or ((role, tensor) in self._seen and not again):
+            return
+        axis = unit_axis if detail.units and value.ndim > 0 else None
+        result: Measurement | TensorSummary = measure(value, histogram=detail.histogram, unit_axis=axis)
+        if value.device.type == "cpu":
+            result = read([result])[
+                0
+            ]  # nothing to wait for, and a dense histogram is 400 times its sparse form
+        dtype = str(value.dtype).removeprefix("torch.")
+        self._seen[role, tensor] = Seen(layer, tuple(value.shape), dtype, result)
+
+    def finished(self) -> Step:
+        """The step, after one transfer of whatever is still on a device."""
+        waiting = [s for s in self._seen.values() if isinstance(s.result, Measurement)]
+        for seen, summary in zip(
+            waiting, read([s.result for s in waiting if isinstance(s.result, Measurement)]), strict=True
+        ):
+            seen.result = summary
+        return Step(self.index, Mode.TRAIN, tuple(self._observations()), self._losses())
+
+    def _observations(self) -> Iterable[Observation]:
+        for (role, tensor), seen in self._seen.items():
+            if isinstance(seen.result, TensorSummary):
+                yield Observation(seen.layer, role, tensor, seen.result, seen.shape, seen.dtype, self.worker)
+
+    def _losses(self) -> dict[int, float]:
+        if self.loss is None:
+            return {}
+        scalar = not isinstance(self.loss, Tensor) or self.loss.numel() == 1
+        return {self.worker: float(self.loss) if scalar else nan}

@@ -1,0 +1,223 @@
+"""One forward and backward pass on a model as it is, seen as a trial of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fanin.adapters.base import WatchPlan
+from fanin.adapters.torch.describe import tensors_in
+from fanin.adapters.torch.restore import untouched
+from fanin.adapters.torch.watching import TorchWatching
+from fanin.errors import BatchError, LossError
+from fanin.rule import Need
+from fanin.trial import ModelSpec, Step, Trial
+
+TARGET_NAMES = ("labels", "label", "targets", "target", "y")
+"""Keys under which a batch that is a mapping may hold its target."""
+
+BATCH_FORMS = "(inputs, targets), a mapping, a tensor, or an iterable of these such as a DataLoader"
+
+
+def examine(model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
+    """See `fanin.adapters.base.Adapter.examine`."""
+    plain = getattr(model, "_orig_mod", model)  # a compiled model's own modules, which the compiler would bypass
+    steps: list[tuple[Step, ModelSpec]] = []
+    plan = WatchPlan(needs, 1, lambda step, spec: steps.append((step, spec)), on_error="raise")
+    with untouched(plain), torch.inference_mode(False), torch.enable_grad():
+        _put_in_train_mode(plain)
+        args, kwargs, target = _parts(_first(batch), loss_fn)
+        _require_same_device(plain, (args, kwargs, target))
+        watching = TorchWatching(plain, plan)
+        try:
+            loss = _loss(_run(plain, watching, args, kwargs), target, loss_fn)
+            watching.loss(loss)
+            _differentiate(loss)
+        finally:
+            watching.detach()
+    if not steps:
+        raise _nothing_trained(plain)
+    return Trial(steps[0][1], (steps[0][0],))
+
+
+def _put_in_train_mode(model: nn.Module) -> None:
+    """Training is what is judged. A model whose root trains keeps the modes of its parts (frozen norms)."""
+    if not model.training:
+        model.train()
+
+
+def _first(batch: Any) -> Any:
+    """The first batch of an iterable of batches; a batch itself otherwise."""
+    if isinstance(batch, Tensor | tuple | list | Mapping) or not isinstance(batch, Iterable):
+        return batch
+    for one in batch:
+        return one
+    raise BatchError("the iterable of batches is empty", expected=BATCH_FORMS, next_step="pass one batch")
+
+
+def _parts(batch: Any, loss_fn: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Positional and named arguments of the model, and the target; copies, so that the batch stays as it is."""
+    batch = _copied(batch)
+    if isinstance(batch, Mapping):
+        named = dict(batch)
+        key = next((k for k in TARGET_NAMES if k in named), None) if loss_fn is not None else None
+        return (), named, named.pop(key) if key is not None else None
+    if isinstance(batch, Tensor):
+        return (batch,), {}, None
+    if isinstance(batch, tuple | list) and len(batch) in (1, 2):
+        inputs, target = batch[0], batch[1] if len(batch) == 2 else None
+        if isinstance(inputs, Mapping):
+            return (), dict(inputs), target
+        return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {}, target
+    size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+    raise BatchError(
+        "this is not a batch",
+        got=f"{type(batch).__name__}{size}",
+        expected=BATCH_FORMS,
+        next_step="for several inputs pass ((first, second), targets)",
+    )
+
+
+def _copied(value: Any) -> Any:
+    """Tensors cloned, the containers around them rebuilt where that is plain."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, Mapping):
+        return {k: _copied(v) for k, v in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_copied(v) for v in value)
+    return value
+
+
+def _require_same_device(model: nn.Module, values: Any) -> None:
+    own = {t.device for t in (*model.parameters(), *model.buffers())}
+    if torch.device("meta") in own:
+        raise BatchError(
+            "the model has no values yet",
+            got="parameters on the meta device",
+            expected="parameters with memory",
+            next_step="materialize it first: model.to_empty(device=...), then initialize it",
+        )
+    for tensor in tensors_in(values, depth=5):
+        if own and tensor.device not in own:
+            raise BatchError(
+                "the batch is on another device than the model",
+                got=f"a tensor of shape {list(tensor.shape)} on {tensor.device}",
+                expected=" or ".join(sorted(str(d) for d in own)),
+                next_step=f"move it: batch.to({str(min(own, key=str))!r})",
+            )
+
+
+def _run(model: nn.Module, watching: TorchWatching, args: Any, kwargs: Any) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:
+        path = watching.failed_at or ""
+        layer = model.get_submodule(path)
+        shapes = ", ".join(f"{list(t.shape)} {str(t.dtype)[6:]}" for t in tensors_in((args, kwargs)))
+        raise BatchError(
+            "the model cannot run this batch",
+            where=f"{path or 'the model'} ({_brief(layer)}), forward",
+            got=f"model inputs {shapes or 'without a tensor'}; {type(error).__name__}: {_one_line(error)}",
+            expected=_expected_input(layer),
+            next_step="run model(inputs) by itself with this batch; the check needs nothing more than that",
+        ) from error
+
+
+def _brief(module: nn.Module) -> str:
+    extra = module.extra_repr()
+    return f"{type(module).__name__}({extra})" if extra and len(extra) < 60 else type(module).__name__
+
+
+def _expected_input(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear):
+        return f"input [*, {module.in_features}] {str(module.weight.dtype)[6:]}"
+    if isinstance(module, nn.Conv2d):
+        return f"input [batch, {module.in_channels}, height, width] {str(module.weight.dtype)[6:]}"
+    if isinstance(module, nn.Embedding):
+        return f"integer indices below {module.num_embeddings}"
+    return ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _loss(output: Any, target: Any, loss_fn: Callable[[Any, Any], Any] | None) -> Tensor:
+    if loss_fn is None:
+        loss = _own_loss(output)
+    else:
+        loss = _computed_loss(output, target, loss_fn)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise LossError(
+            "the loss is not a scalar",
+            got=got,
+            expected="a tensor with one element",
+            next_step="reduce it, for example with reduction='mean' or .mean()",
+        )
+    return loss
+
+
+def _own_loss(output: Any) -> Any:
+    """The loss of a model that returns its own: `.loss`, `["loss"]`, the first scalar of a tuple, or the output."""
+    if isinstance(output, Mapping) and output.get("loss") is not None:
+        return output["loss"]
+    if getattr(output, "loss", None) is not None:
+        return output.loss
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    if isinstance(first, Tensor) and first.numel() == 1:
+        return first
+    shapes = ", ".join(str(list(t.shape)) for t in tensors_in(output))
+    raise LossError(
+        "no loss function was given and the model does not return a loss",
+        got=f"{type(output).__name__} with tensors of shape {shapes or 'none'}",
+        expected="an output with .loss, a scalar, or a loss function",
+        next_step="pass loss_fn(output, target); for a transformers model put labels into the batch",
+    )
+
+
+def _computed_loss(output: Any, target: Any, loss_fn: Callable[[Any, Any], Any]) -> Any:
+    try:
+        return loss_fn(output, target)
+    except Exception as error:
+        shapes = ", ".join(str(list(t.shape)) for t in tensors_in(output))
+        target_shape = ", ".join(f"{list(t.shape)} {str(t.dtype)[6:]}" for t in tensors_in(target))
+        raise LossError(
+            "the loss function cannot be computed",
+            where="loss_fn(output, target)",
+            got=f"output {shapes}, target {target_shape or target!r}; {type(error).__name__}: {_one_line(error)}",
+            expected="a loss function of the model's output and the batch's target",
+            next_step="wrap it when the output is a record: lambda output, target: loss(output.logits, target)",
+        ) from error
+
+
+def _differentiate(loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise LossError(
+            "the loss does not depend on any trainable parameter",
+            got="a loss without grad_fn",
+            expected="a loss computed from the model's output",
+            next_step="look for .detach(), .item(), torch.no_grad() or frozen parameters between model and loss",
+        )
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        raise LossError(
+            "the backward pass fails",
+            got=f"{type(error).__name__}: {_one_line(error)}",
+            expected="loss.backward() to run",
+            next_step="run loss.backward() by itself with this batch",
+        ) from error
+
+
+def _nothing_trained(model: nn.Module) -> LossError:
+    return LossError(
+        "no gradient reaches any of the model's parameters",
+        got=f"{sum(1 for _ in model.parameters())} parameters without gradient after backward",
+        expected="a loss computed from this model's output",
+        next_step="check that the loss uses the output of this very model and that parameters require gradients",
+    )

@@ -1,0 +1,151 @@
+"""Leave no trace: what a forward and backward pass may change in a model and around it, put back bit for bit."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fanin.errors import UsageError
+
+COPY_LIMIT = 256 * 2**20
+"""Bytes of parameters up to which a copy is kept: no burden on any machine that trains. Larger models are only
+verified, because no usual model writes to its parameters in its own forward pass and a copy would double memory."""
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Run something on a model and put everything back, also after an exception.
+
+    Parameters, buffers, gradients, the mode of each module, its attributes and hooks, and the random state of torch
+    (all devices in use), Python and NumPy.
+
+    Raises:
+        UsageError: A model too large to be copied has changed its own parameters.
+    """
+    with ExitStack() as stack:
+        for preserve in (_random_state, _module_state, _buffers, _parameters, _gradients):
+            stack.callback(preserve(model))
+        yield
+
+
+def _random_state(model: nn.Module) -> Callable[[], None]:
+    cpu, python = torch.random.get_rng_state(), random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    numpy = sys.modules.get("numpy")
+    state = numpy.random.get_state() if numpy else None
+
+    def restore() -> None:
+        torch.random.set_rng_state(cpu)
+        random.setstate(python)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        if numpy and state is not None:
+            numpy.random.set_state(state)
+
+    return restore
+
+
+def _module_state(model: nn.Module) -> Callable[[], None]:
+    """Every module's attributes, one level deep: rebound names, and lists, dicts and sets that grew."""
+    saved = [(m, dict(vars(m)), _containers(m)) for m in model.modules()]
+
+    def restore() -> None:
+        for module, attributes, containers in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for container, content in containers:
+                _refill(container, content)
+
+    return restore
+
+
+def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
+    return [(v, v.copy()) for v in vars(module).values() if isinstance(v, list | dict | set)]
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)
+
+
+def _buffers(model: nn.Module) -> Callable[[], None]:
+    saved = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
+
+    def restore() -> None:
+        for buffer, before in saved:
+            _write_back(buffer, before)
+
+    return restore
+
+
+def _parameters(model: nn.Module) -> Callable[[], None]:
+    parameters = [p for p in model.parameters() if not (nn.parameter.is_lazy(p) or p.is_meta)]
+    if sum(p.numel() * p.element_size() for p in parameters) > COPY_LIMIT:
+        return _verified([(p, _checksum(p)) for p in parameters])
+    saved = [(p, p.detach().clone()) for p in parameters]
+
+    def restore() -> None:
+        for parameter, before in saved:
+            _write_back(parameter, before)
+
+    return restore
+
+
+def _write_back(tensor: Tensor, before: Tensor) -> None:
+    """Bit for bit, into the same memory, and only where something changed; version counters stay as they are."""
+    if tensor.shape != before.shape:
+        tensor.data = before
+    elif not _same_bits(tensor, before):
+        tensor.data.copy_(before)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.layout is not torch.strided or a.is_quantized:
+        return torch.equal(a.detach(), b)
+    return torch.equal(_bits(a), _bits(b))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    plain = tensor.detach()
+    plain = plain.resolve_conj().resolve_neg()
+    return plain.contiguous().view(-1).view(torch.uint8) if plain.numel() else plain.new_empty(0)
+
+
+def _checksum(parameter: Tensor) -> tuple[int, int, int]:
+    """Version, address and sum of the bytes: a forward pass that writes to a parameter moves one of them."""
+    return parameter._version, parameter.data_ptr(), int(_bits(parameter).sum(dtype=torch.int64))
+
+
+def _verified(sums: list[tuple[nn.Parameter, tuple[int, int, int]]]) -> Callable[[], None]:
+    def verify() -> None:
+        for parameter, before in sums:
+            if _checksum(parameter) != before:
+                raise UsageError(
+                    "the model's own forward pass changes its parameters, and it is too large to be copied",
+                    got=f"a parameter of shape {list(parameter.shape)} differs after the pass",
+                    expected=f"at most {COPY_LIMIT // 2**20} MiB of parameters in such a model",
+                    next_step="check a smaller configuration of the same model",
+                )
+
+    return verify
+
+
+def _gradients(model: nn.Module) -> Callable[[], None]:
+    saved = [(p, p.grad) for p in model.parameters()]
+    for parameter, _ in saved:
+        parameter.grad = None
+
+    def restore() -> None:
+        for parameter, gradient in saved:
+            parameter.grad = gradient
+
+    return restore

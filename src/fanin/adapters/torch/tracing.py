@@ -1,0 +1,377 @@
+"""One forward pass as it runs: which layer ran, what fed it, which activation took its output.
+
+Modules are seen through their forward hooks; functions (`F.relu`, `x.tanh()`, `a + b`) through torch's function
+mode. Activation inputs are recorded before the activation runs, because an in-place activation overwrites them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from fanin.adapters.torch.describe import is_computing, kind_of, layer_spec, layers, tensors_in
+from fanin.trial import NETWORK_INPUT, ActivationSpec, Kind, LayerSpec, ModelSpec, Role
+
+
+def _named(names: dict[str, tuple[Any, ...]]) -> dict[Any, str]:
+    return {function: name for name, functions in names.items() for function in functions}
+
+
+ACTIVATIONS: dict[Any, str] = _named(
+    {
+        "relu": (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
+        "relu6": (F.relu6,),
+        "leaky_relu": (F.leaky_relu, F.leaky_relu_),
+        "rrelu": (F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_),
+        "prelu": (F.prelu, torch.prelu, Tensor.prelu),
+        "elu": (F.elu, F.elu_),
+        "celu": (F.celu, F.celu_, torch.celu, torch.celu_),
+        "selu": (F.selu, F.selu_, torch.selu, torch.selu_),
+        "gelu": (F.gelu,),
+        "silu": (F.silu,),
+        "mish": (F.mish,),
+        "tanh": (F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_),
+        "sigmoid": (F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_),
+        "softplus": (F.softplus,),
+        "softsign": (F.softsign,),
+        "hardtanh": (F.hardtanh, F.hardtanh_),
+        "hardsigmoid": (F.hardsigmoid,),
+        "hardswish": (F.hardswish,),
+        "logsigmoid": (F.logsigmoid,),
+        "tanhshrink": (F.tanhshrink,),
+        "hardshrink": (F.hardshrink, torch.hardshrink, Tensor.hardshrink),
+        "softshrink": (F.softshrink,),
+        "threshold": (F.threshold, torch.threshold),
+        "glu": (F.glu,),
+        "sin": (torch.sin, torch.sin_, Tensor.sin, Tensor.sin_),
+        "softmax": (F.softmax, torch.softmax, Tensor.softmax),
+    }
+)
+"""Elementwise nonlinearities, gates and softmax, under every name that torch gives them."""
+
+NORMALIZATIONS: dict[Any, str] = _named(
+    {
+        "layer_norm": (F.layer_norm, torch.layer_norm),
+        "rms_norm": (F.rms_norm, torch.rms_norm),
+        "batch_norm": (F.batch_norm, torch.batch_norm),
+        "group_norm": (F.group_norm, torch.group_norm),
+        "instance_norm": (F.instance_norm, torch.instance_norm),
+        "normalize": (F.normalize,),
+    }
+)
+"""Functions that set the scale of their output whatever that of their input."""
+
+SUMS = frozenset(
+    {
+        torch.add,
+        Tensor.add,
+        Tensor.add_,
+        Tensor.__add__,
+        Tensor.__radd__,
+        Tensor.__iadd__,
+        torch.sub,
+        Tensor.__sub__,
+    }
+)
+CONCATENATIONS = frozenset({torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack})
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a tensor comes from: the layers whose output it is made of, how they met, the activation since (None
+    where they differ)."""
+
+    layers: frozenset[str]
+    joins: str = ""
+    activation: str | None = "identity"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownParameter:
+    """A parameter and its place; of tied ones the first."""
+
+    path: str
+    name: str
+    tensor: nn.Parameter
+    role: Role
+    unit_axis: int | None
+
+    @property
+    def full_name(self) -> str:
+        """E.g. `blocks.0.fc.weight`."""
+        return f"{self.path}.{self.name}" if self.path else self.name
+
+
+class Listener(Protocol):
+    """Who is told what happens during a pass."""
+
+    def layer_ran(
+        self, path: str, module: nn.Module, call: int, inputs: tuple[Any, ...], output: Any
+    ) -> None:
+        """A layer has returned, for the call-th time in this pass, counted from 0."""
+
+    def activation_runs(self, tensor: str, path: str, value: Tensor) -> None:
+        """An activation is about to run on this value."""
+
+
+@dataclass(slots=True)
+class Pass:
+    """What one forward pass has shown so far.
+
+    Attributes:
+        ran: The layers that ran, in order of their first run, with inputs and activation filled in.
+        calls: How often each layer ran.
+        activations: In order.
+        outputs: Layers that reach the model's output.
+    """
+
+    ran: dict[str, LayerSpec] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    activations: list[ActivationSpec] = field(default_factory=list)
+    outputs: tuple[str, ...] = ()
+
+
+class Tracer:
+    """Follows the forward passes of one model and tells a listener.
+
+    The tracer hangs on the model from `attach` to `detach`; it is awake only between `begin` and `end`, which the
+    owner calls around a forward pass that is to be watched.
+    """
+
+    def __init__(self, model: nn.Module, listener: Listener, on_fault: Callable[[Exception], None]) -> None:
+        self.model = model
+        self.on_fault = on_fault
+        self.current = Pass()
+        self.failed_at: str | None = None
+        self._listener = listener
+        self._paths: list[str] = []
+        self._mode: _FunctionMode | None = None
+        self._names: Counter[str] = Counter()
+        self._provenance: Any = WeakIdKeyDictionary()
+        self._layers = layers(model)
+        self._specs: dict[str, LayerSpec] = {}
+        self._parameters: dict[tuple[str, str], KnownParameter] = {}
+        self.refresh()
+
+    # -- the life of a pass
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Wake up: the model's forward is about to run on these arguments."""
+        self.current = Pass()
+        self.failed_at = None
+        self._paths = [""]
+        self._names.clear()
+        self._provenance.clear()
+        for tensor in tensors_in((args, kwargs)):
+            self._provenance[tensor] = Provenance(frozenset({NETWORK_INPUT}))
+        self._mode = _FunctionMode(self)
+        self._mode.__enter__()
+
+    def end(self, output: Any) -> None:
+        """Go to sleep: the forward has returned, or raised (output None)."""
+        mode, self._mode = self._mode, None
+        if mode is not None:
+            mode.leave()
+        reached = [p for t in tensors_in(output) for p in self._of(t).layers if p != NETWORK_INPUT]
+        self.current.outputs = tuple(dict.fromkeys(reached))
+        self._provenance.clear()
+
+    @property
+    def awake(self) -> bool:
+        """Whether a watched pass is running."""
+        return self._mode is not None
+
+    # -- what the hooks report
+
+    def enters(self, path: str) -> None:
+        """A module's forward is about to run."""
+        self._paths.append(path)
+
+    def leaves(
+        self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any, failed: bool
+    ) -> None:
+        """A module's forward has returned, or raised."""
+        if self._paths and self._paths[-1] == path:
+            self._paths.pop()
+        if failed:
+            self.failed_at = self.failed_at if self.failed_at is not None else path
+        elif path in self._layers and is_computing(module):
+            self._layer_ran(path, module, inputs, output)
+
+    def _layer_ran(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        call = self.current.calls[path]
+        self.current.calls[path] += 1
+        if path not in self.current.ran:
+            self.current.ran[path] = self._placed(self._specs[path], inputs)
+        self._comes_from(output, Provenance(frozenset({path})))
+        self._listener.layer_ran(path, module, call, inputs, output)
+
+    def _placed(self, spec: LayerSpec, inputs: tuple[Any, ...]) -> LayerSpec:
+        fed_by = self._joined(inputs, "other")
+        return replace(
+            spec,
+            inputs=tuple(sorted(fed_by.layers)),
+            joins=fed_by.joins if len(fed_by.layers) > 1 else "",
+            input_activation=fed_by.activation,
+        )
+
+    # -- what the function mode reports
+
+    def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A torch function is about to run."""
+        name = ACTIVATIONS.get(func)
+        value = args[0] if args else kwargs.get("input")
+        if name is None or not isinstance(value, Tensor):
+            return
+        tensor, path = self._activation_name(name)
+        source = self._of(value)
+        self.current.activations.append(ActivationSpec(tensor, name, tuple(sorted(source.layers))))
+        for layer in source.layers & self.current.ran.keys():
+            if self.current.ran[layer].activation is None:
+                self.current.ran[layer] = replace(self.current.ran[layer], activation=name)
+        self._listener.activation_runs(tensor, path, value)
+
+    def after(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """A torch function has returned."""
+        joins = "sum" if func in SUMS else "concatenation" if func in CONCATENATIONS else "other"
+        made_of = self._joined((args, kwargs), joins)
+        if func in ACTIVATIONS:
+            made_of = replace(made_of, activation=ACTIVATIONS[func])
+        elif func in NORMALIZATIONS and not self._inside_norm():
+            made_of = self._function_norm(NORMALIZATIONS[func], made_of)
+        if made_of.layers:
+            self._comes_from(output, made_of)
+
+    def _function_norm(self, name: str, made_of: Provenance) -> Provenance:
+        """A normalization without a module is a layer all the same, named after the module that it runs in."""
+        path = f"{self._paths[-1]}.{name}".lstrip(".")
+        self.current.calls[path] += 1
+        spec = LayerSpec(
+            path, Kind.NORM, f"F.{name}", inputs=tuple(sorted(made_of.layers)), joins=made_of.joins
+        )
+        self.current.ran.setdefault(path, spec)
+        return Provenance(frozenset({path}))
+
+    def _inside_norm(self) -> bool:
+        module = self._layers.get(self._paths[-1]) if self._paths else None
+        return module is not None and kind_of(module) is Kind.NORM
+
+    def _activation_name(self, function: str) -> tuple[str, str]:
+        """Tensor name by the original's convention, and path: `blocks.0.relu_input_0`, `blocks.0.relu`.
+
+        A module that is called like its function keeps its name; any other (`1`, `act`), and a function without a
+        module, gets the function's name appended, so that `.*relu_input` finds every ReLU.
+        """
+        inside = self._paths[-1] if self._paths else ""
+        path = inside if inside.rpartition(".")[2] == function else f"{inside}.{function}".lstrip(".")
+        index = self._names[path]
+        self._names[path] += 1
+        return f"{path}_input_{index}", path
+
+    # -- provenance
+
+    def _of(self, tensor: Tensor) -> Provenance:
+        found: Provenance = self._provenance.get(tensor, _NOWHERE)
+        return found
+
+    def _joined(self, values: Any, joins: str) -> Provenance:
+        met = [p for t in tensors_in(values) if (p := self._of(t)).layers]
+        if not met:
+            return _NOWHERE
+        first = met[0]
+        if all(p == first for p in met):
+            return first
+        activations = {p.activation for p in met}
+        return Provenance(
+            frozenset().union(*(p.layers for p in met)),
+            joins,
+            activations.pop() if len(activations) == 1 else None,
+        )
+
+    def _comes_from(self, output: Any, provenance: Provenance) -> None:
+        for tensor in tensors_in(output):
+            self._provenance[tensor] = provenance
+
+    # -- the model in neutral words
+
+    def spec(self, framework: str) -> ModelSpec:
+        """The model as the last pass showed it: layers that ran, in order, then the others."""
+        ran = [replace(s, calls=self.current.calls[p]) for p, s in self.current.ran.items()]
+        idle = [s for p, s in self._specs.items() if p not in self.current.ran]
+        return ModelSpec(
+            name=type(self.model).__name__,
+            framework=framework,
+            layers=(*ran, *idle),
+            activations=tuple(self.current.activations),
+            outputs=self.current.outputs,
+        )
+
+    def refresh(self) -> None:
+        """Look at the modules again: lazy ones have got their parameters, sources have been recorded."""
+        first_names: dict[int, str] = {}
+        self._specs = {path: layer_spec(path, m, first_names) for path, m in self._layers.items()}
+        self.current.ran = {
+            path: replace(spec, parameters=self._specs[path].parameters) if path in self._specs else spec
+            for path, spec in self.current.ran.items()
+        }
+        self._parameters = {
+            (path, p.name): KnownParameter(
+                path, p.name, self._layers[path].get_parameter(p.name), p.role, p.unit_axis
+            )
+            for path, spec in self._specs.items()
+            for p in spec.parameters
+            if p.tied_to is None
+        }
+
+    def parameters(self) -> tuple[KnownParameter, ...]:
+        """The model's parameters, each once."""
+        return tuple(self._parameters.values())
+
+    def parameter(self, path: str, name: str) -> KnownParameter:
+        """The parameter of this layer with this name."""
+        return self._parameters[path, name]
+
+
+_NOWHERE = Provenance(frozenset())
+
+
+class _FunctionMode(TorchFunctionMode):
+    """Passes every torch function of a forward pass by the tracer."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer: Tracer | None = tracer
+
+    def leave(self) -> None:
+        """Stop; when somebody's mode lies on top of ours, ours stays beneath it, asleep."""
+        self._tracer = None
+        if _get_current_function_mode() is self:
+            self.__exit__(None, None, None)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        named = kwargs or {}
+        self._tell("before", func, args, named)
+        result = func(*args, **named)
+        self._tell("after", func, args, named, result)
+        return result
+
+    def _tell(self, moment: str, *call: Any) -> None:
+        tracer = self._tracer
+        if tracer is None:
+            return
+        try:
+            getattr(tracer, moment)(*call)
+        except Exception as fault:  # noqa: BLE001  # a fault of ours must not end the user's training
+            tracer.on_fault(fault)

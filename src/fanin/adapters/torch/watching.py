@@ -1,0 +1,256 @@
+"""A model under observation while it trains: which step it is, what is summarized in it, when to get out of the way.
+
+A step begins with a forward pass in train mode and ends with the optimizer's step, or, where no optimizer is seen,
+when the next forward pass begins on fresh gradients. Until then further passes belong to the same step (gradient
+accumulation). Passes in eval mode or without gradients are left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from fanin.adapters.base import WatchPlan
+from fanin.adapters.torch import backward
+from fanin.adapters.torch.describe import framework, output_axis, tensors_in
+from fanin.adapters.torch.drafting import Draft, Needed
+from fanin.adapters.torch.hooks import Handles, Hook
+from fanin.adapters.torch.tracing import Tracer
+from fanin.trial import ModelSpec, Role
+
+log = logging.getLogger("fanin")
+
+
+class TorchWatching:
+    """Hangs on a model from construction until `detach`, or until the last planned step is over."""
+
+    def __init__(self, model: nn.Module, plan: WatchPlan) -> None:
+        self.model = model
+        self.plan = plan
+        self.detached = False
+        self._needed = Needed(plan.needs)
+        self._tracer = Tracer(model, self, self._fault)
+        self._handles = Handles()
+        self._draft: Draft | None = None
+        self._done = 0
+        self._depth = 0
+        self._grad_enabled = True
+        self._outer_error: BaseException | None = None
+        self._optimizer_seen = False
+        self._root: Tensor | None = None
+        self._thread = threading.get_ident()
+        self._process = os.getpid()
+        self._attach()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, as far as it has been seen to run."""
+        return self._tracer.spec(framework())
+
+    @property
+    def failed_at(self) -> str | None:
+        """Path of the module whose forward raised in the last pass; None when none did."""
+        return self._tracer.failed_at
+
+    # -- hanging on and off
+
+    def _attach(self) -> None:
+        hang = self._handles.add
+        hang(self.model.register_forward_pre_hook(self._hook(self._begins), with_kwargs=True, prepend=True))
+        for path, module in self.model.named_modules():
+            enter, leave = self._hook(self._enters, path), self._hook(self._leaves, path)
+            hang(module.register_forward_pre_hook(enter))
+            hang(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+        hang(self.model.register_forward_hook(self._hook(self._ends), always_call=True))
+        for known in self._tracer.parameters():
+            if known.tensor.requires_grad:
+                see = self._backward_hook(self._has_gradient, known.path, known.name)
+                hang(known.tensor.register_post_accumulate_grad_hook(see))
+        hang(register_optimizer_step_post_hook(self._hook(self._stepped)))
+        backward.listen(self._backward)
+
+    def detach(self) -> None:
+        """Finish the current step and take every hook away; idempotent."""
+        self._guarded(self._finish)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if not self.detached:
+            self.detached = True
+            self._tracer.end(None)
+            self._handles.remove()
+            backward.unlisten(self._backward)
+            self._draft = self._root = None
+
+    def _hook(self, call: Callable[..., None], *bound: Any) -> Hook:
+        """For a forward pass: in other threads than ours (DataParallel's replicas) it does nothing."""
+
+        def run(*args: Any, **kwargs: Any) -> None:
+            if threading.get_ident() == self._thread:
+                self._guarded(call, *bound, *args, **kwargs)
+
+        return Hook(run)
+
+    def _backward_hook(self, call: Callable[..., None], *bound: Any) -> Hook:
+        """For a backward pass, which accelerators run in threads of their own."""
+        return Hook(lambda *args: self._guarded(call, *bound, *args))
+
+    def _guarded(self, call: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Run our code inside the user's training, never raising; a forked child is not our training.
+
+        Torch's function modes are off meanwhile: our own arithmetic is no part of the model.
+        """
+        if self.detached or os.getpid() != self._process:
+            return
+        self._grad_enabled = torch.is_grad_enabled()
+        try:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                call(*args, **kwargs)
+        except Exception as fault:  # noqa: BLE001  # whatever it is, training goes on
+            self._fault(fault)
+
+    def _fault(self, fault: Exception) -> None:
+        if self.detached:
+            return
+        self._let_go()
+        if self.plan.on_error == "raise":
+            raise fault
+        log.warning(
+            "fanin stopped watching %s at step %d because of a fault of its own; training goes on",
+            type(self.model).__name__,
+            self._done,
+            exc_info=fault,
+        )
+
+    # -- the life of a step
+
+    def _begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._depth += 1
+        if self._depth > 1 or not module.training or not self._grad_enabled:
+            return
+        if self._draft is not None and self._is_over(self._draft):
+            self._finish()
+        if self.detached:
+            return
+        if self._draft is None or not self._draft.differentiated:
+            self._draft = Draft(
+                self._done, self.plan.worker, self._needed
+            )  # a pass nobody differentiated is no step
+            self._observe_parameters(self._draft)
+        self._outer_error = sys.exception()
+        self._tracer.begin(args, kwargs)
+
+    def _enters(self, path: str, module: nn.Module, args: Any) -> None:
+        if self._tracer.awake:
+            self._tracer.enters(path)
+
+    def _leaves(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._tracer.awake:
+            failed = sys.exception() is not self._outer_error
+            self._tracer.leaves(path, module, (*args, *kwargs.values()), output, failed)
+
+    def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._depth = max(0, self._depth - 1)
+        if self._depth or not self._tracer.awake:
+            return
+        self._tracer.end(output)
+        if self._draft is not None and self._draft.spec is None:
+            self._tracer.refresh()
+            self._draft.spec = self.spec
+
+    def _is_over(self, draft: Draft) -> bool:
+        """Whether the forward pass that begins now belongs to a new step."""
+        if draft.stepped or not draft.differentiated:
+            return draft.stepped
+        return not self._optimizer_seen and self._gradients_are_fresh()
+
+    def _gradients_are_fresh(self) -> bool:
+        """Whether gradients have been reset; looks at the smallest one, so that it costs nothing."""
+        held = [known.tensor.grad for known in self._tracer.parameters() if known.tensor.grad is not None]
+        return not held or not bool(min(held, key=Tensor.numel).count_nonzero())
+
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        mine = {id(known.tensor) for known in self._tracer.parameters()}
+        if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+            return
+        self._optimizer_seen = True
+        if self._draft is not None and self._draft.differentiated:
+            self._draft.stepped = True
+            if self._done == self.plan.steps - 1:
+                self._finish()  # the last one: leave before the next forward pass begins
+
+    def _finish(self) -> None:
+        draft, self._draft = self._draft, None
+        if draft is None or not draft.differentiated:
+            return
+        step = draft.finished()
+        self._done += 1
+        self.plan.on_step(step, draft.spec or self.spec)
+        if self._done >= self.plan.steps:
+            self._let_go()
+
+    # -- what is summarized
+
+    def _observe_parameters(self, draft: Draft) -> None:
+        for known in self._tracer.parameters():
+            if not nn.parameter.is_lazy(known.tensor):
+                draft.observe(known.path, known.role, known.full_name, known.tensor, known.unit_axis)
+
+    def layer_ran(
+        self, path: str, module: nn.Module, call: int, inputs: tuple[Any, ...], output: Any
+    ) -> None:
+        """Tracer: a layer has returned, for the call-th time in this pass."""
+        if self._draft is None:
+            return
+        taken, made = next(tensors_in(inputs), None), next(tensors_in(output), None)
+        if taken is not None and taken.is_floating_point():
+            axis = output_axis(module, taken)
+            self._draft.observe(path, Role.INPUT, f"{path}_input_{call}", taken, axis)
+        if made is not None:
+            self._observe_output(path, f"{path}_output_{call}", made, output_axis(module, made))
+
+    def _observe_output(self, path: str, tensor: str, made: Tensor, axis: int | None) -> None:
+        draft = self._draft
+        if draft is None:
+            return
+        draft.observe(path, Role.OUTPUT, tensor, made, axis)
+        if made.requires_grad and self._needed.detail(Role.OUTPUT_GRAD, draft.index):
+            see = self._backward_hook(self._has_output_gradient, path, f"gradient/{tensor}", axis)
+            self._handles.add(made.register_hook(see))
+
+    def activation_runs(self, tensor: str, path: str, value: Tensor) -> None:
+        """Tracer: an activation is about to run."""
+        if self._draft is not None:
+            with torch.no_grad():
+                self._draft.observe(path, Role.ACTIVATION_INPUT, tensor, value, None)
+
+    def _has_output_gradient(self, path: str, tensor: str, axis: int | None, gradient: Tensor) -> None:
+        if self._draft is not None:
+            self._draft.observe(path, Role.OUTPUT_GRAD, tensor, gradient, axis)
+
+    def _has_gradient(self, path: str, name: str, parameter: nn.Parameter) -> None:
+        draft, known = self._draft, self._tracer.parameter(path, name)
+        if draft is None or parameter.grad is None:
+            return
+        draft.differentiated = True
+        if draft.loss is None and self._root is not None:
+            draft.loss = self._root.detach()
+        if known.role is Role.WEIGHT:
+            tensor = f"gradient/{known.full_name}"
+            draft.observe(path, Role.WEIGHT_GRAD, tensor, parameter.grad, known.unit_axis, again=True)
+
+    def _backward(self, root: Tensor | None) -> None:
+        self._root = root
+
+    def loss(self, value: Any) -> None:
+        """State the loss of the current step, where it cannot be found through backward."""
+        if self._draft is not None:
+            self._draft.loss = value.detach() if isinstance(value, Tensor) else float(value)

@@ -1,0 +1,174 @@
+"""From findings to a verdict with its causes, origin before symptom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from fanin.finding import Diagnosis, Finding, Missing, Origin, Scope, Verdict
+from fanin.judgement import Result
+from fanin.trial import ModelSpec, Trial
+
+DOCUMENTED = "FAN001"
+"""The documented rule. Its answer is printed beside ours and decides only when it is asked alone."""
+
+
+def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
+    """The verdict that these results of rules support."""
+    documented = next((r for r in results if r.rule.code == DOCUMENTED), None)
+    ours = [r for r in results if r is not documented]
+    if not ours and documented is not None:
+        return _documented_alone(documented)
+    findings = [f for r in ours for f in r.findings]
+    missing = tuple(_missing(trial, ours))
+    origins = _origins(trial.spec, findings)
+    verdict = _verdict(origins, missing)
+    said = _verdict_of(documented) if documented else None
+    return Diagnosis(
+        verdict=verdict,
+        origins=origins,
+        missing=missing,
+        why=_why(trial, verdict, origins, missing),
+        next_step=_next_step(verdict, origins, missing),
+        documented=said,
+        documented_findings=documented.findings if documented else (),
+        documented_missing=documented.missing if documented else (),
+        disagreement=_disagreement(verdict, said, documented),
+    )
+
+
+def _missing(trial: Trial, results: Iterable[Result]) -> Iterable[Missing]:
+    settle = "watch at least one training step, or run fanin check"
+    if trial.start is None:
+        yield Missing("FAN901", "the trial holds no training step 0", settle)
+        return
+    if not any(layer.calls for layer in trial.spec.weight_layers):
+        yield Missing("FAN901", "no layer with weights ran", "check that the model has layers and uses them")
+    for result in results:
+        yield from result.missing
+
+
+def _verdict(origins: Sequence[Origin], missing: Sequence[Missing]) -> Verdict:
+    causes = [o.finding.cause for o in origins]
+    if any(c is None or c.is_initialization for c in causes):
+        return Verdict.POOR
+    if causes or any(m.blocks for m in missing):
+        return Verdict.UNDECIDED  # something else is wrong, or something is unseen: no clean bill
+    return Verdict.HEALTHY
+
+
+def _verdict_of(result: Result) -> Verdict:
+    if result.findings:
+        return Verdict.POOR
+    return Verdict.UNDECIDED if any(m.blocks for m in result.missing) else Verdict.HEALTHY
+
+
+def _documented_alone(result: Result) -> Diagnosis:
+    verdict = _verdict_of(result)
+    said = [f"{f.quantity} = {f.measured} (expected {f.expected}) at step {f.step}" for f in result.findings]
+    return Diagnosis(
+        verdict=verdict,
+        origins=tuple(Origin(f) for f in result.findings),
+        missing=result.missing,
+        why="; ".join(said or [m.what for m in result.missing] or ["none of the documented checks fires"]),
+        next_step=result.missing[0].settle if verdict is Verdict.UNDECIDED else "",
+        documented=verdict,
+        documented_findings=result.findings,
+        documented_missing=result.missing,
+    )
+
+
+# -- origin and symptom
+
+
+def _origins(spec: ModelSpec, findings: Sequence[Finding]) -> tuple[Origin, ...]:
+    """Faults by precedence of their cause, then in forward order, each with the findings that follow from it."""
+    place = {layer.path: i for i, layer in enumerate(spec.layers)}
+    left = sorted(_gathered(spec, findings), key=lambda f: (_rank(f), place.get(f.layer, -1)))
+    origins: list[Origin] = []
+    while left:
+        first = left.pop(0)
+        symptoms = [f for f in left if _explains(first, f, place)]
+        left = [f for f in left if f not in symptoms]
+        origins.append(Origin(first, tuple(symptoms), _downstream(spec, first, place)))
+    return tuple(origins)
+
+
+def _rank(finding: Finding) -> int:
+    return finding.cause.rank if finding.cause else 0
+
+
+def _explains(origin: Finding, other: Finding, place: dict[str, int]) -> bool:
+    """Whether another finding follows from this one: its cause comes later in the order of precedence, and it shows
+    in the same layers or after them."""
+    if _rank(other) <= _rank(origin):
+        return False
+    here, there = place.get(origin.layer, -1), max((place.get(p, -1) for p in _reach(other)), default=-1)
+    return there >= here or not other.layer
+
+
+def _reach(finding: Finding) -> tuple[str, ...]:
+    return finding.layers or (finding.layer,)
+
+
+def _downstream(spec: ModelSpec, origin: Finding, place: dict[str, int]) -> tuple[str, ...]:
+    """Layers that ran after the first one at fault and are not at fault themselves."""
+    if origin.layer not in place:
+        return ()
+    after = spec.layers[place[origin.layer] + 1 :]
+    return tuple(layer.path for layer in after if layer.calls and layer.path not in _reach(origin))
+
+
+def _gathered(spec: ModelSpec, findings: Sequence[Finding]) -> list[Finding]:
+    """The same fault in most layers is one fault everywhere."""
+    layers = max(1, sum(1 for layer in spec.weight_layers if layer.calls))
+    together: dict[tuple[str, object], list[Finding]] = {}
+    for finding in findings:
+        together.setdefault((finding.code, finding.cause), []).append(finding)
+    gathered: list[Finding] = []
+    for alike in together.values():
+        reach = tuple(dict.fromkeys(p for f in alike for p in _reach(f)))
+        if len(alike) > 1 and len(reach) >= layers / 2:
+            gathered.append(replace(alike[0], scope=Scope.EVERYWHERE, layers=reach))
+        else:
+            gathered.extend(alike)
+    return gathered
+
+
+# -- in words
+
+
+def _why(trial: Trial, verdict: Verdict, origins: Sequence[Origin], missing: Sequence[Missing]) -> str:
+    if origins:
+        finding = origins[0].finding
+        return f"{finding.cause.title}: {finding.message}" if finding.cause else finding.evidence
+    if verdict is Verdict.UNDECIDED:
+        return next(m.what for m in missing if m.blocks)
+    ran = sum(1 for layer in trial.spec.weight_layers if layer.calls)
+    return f"parameters are sound, and the signal passes through all {ran} layers that ran"
+
+
+def _next_step(verdict: Verdict, origins: Sequence[Origin], missing: Sequence[Missing]) -> str:
+    if origins and origins[0].finding.cause:
+        return origins[0].finding.cause.remedy
+    if verdict is Verdict.UNDECIDED:
+        return next((m.settle for m in missing if m.blocks), "")
+    return ""
+
+
+REASONS = {
+    "ratio": "the variance of activation inputs differs by design where sums, pooling and norms set the scale",
+    "gradient": "the width of the gradient's distribution has units of loss per weight: it depends on batch size, "
+    "width, classes and the loss's scale",
+    "loss": "ten noisy steps say little about a loss",
+}
+"""Why each of the documented rule's checks fires on healthy networks, by a word of its quantity."""
+
+
+def _disagreement(ours: Verdict, said: Verdict | None, documented: Result | None) -> str:
+    if said is None or documented is None or said is ours or Verdict.UNDECIDED in (ours, said):
+        return ""
+    if ours is Verdict.POOR:
+        return "it compares activation inputs and gradients by absolute numbers, and this fault leaves both in range"
+    quantities = " ".join(f.quantity for f in documented.findings).lower()
+    return "; ".join(reason for word, reason in REASONS.items() if word in quantities)

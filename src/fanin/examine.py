@@ -1,0 +1,122 @@
+"""One call each: check a model, judge a trial. Both end in a Report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fanin import judgement, reports
+from fanin.adapters import adapter_for, recording_sources
+from fanin.adapters.base import Adapter
+from fanin.capture import about
+from fanin.diagnosis import diagnose
+from fanin.errors import UsageError
+from fanin.finding import Diagnosis, Finding, Verdict
+from fanin.rule import Rule
+from fanin.stores import open_store
+from fanin.trial import Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A trial and what was made of it. `print(report)` shows it.
+
+    Attributes:
+        trial: What was seen.
+        diagnosis: The verdict with its causes.
+    """
+
+    trial: Trial
+    diagnosis: Diagnosis
+
+    @property
+    def verdict(self) -> Verdict:
+        """healthy, poor or undecided."""
+        return self.diagnosis.verdict
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings, each origin before its symptoms."""
+        return self.diagnosis.findings
+
+    def render(self, form: str = "terminal", *, width: int = 80, color: bool = False) -> str:
+        """The report as text, in a format of `fanin.reports`."""
+        return reports.render(form, self.trial, self.diagnosis, width=width, color=color)
+
+    def __str__(self) -> str:
+        return self.render()
+
+
+def check(
+    model: Any,
+    batch: Any,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    *,
+    rules: Iterable[Rule] | None = None,
+) -> Report:
+    """Judge a model before any training: one forward and backward pass on the model as it is.
+
+    Leaves no trace: parameters, buffers, gradients, modes, hooks, attributes and random state are afterwards what
+    they were, also after an exception.
+
+    Args:
+        model: A model of a known framework. A function that builds one is better still: it is called, and findings
+            point at the lines that drew the weights.
+        batch: (inputs, targets), with several inputs ((first, second), targets); a mapping of named inputs, with
+            the target under `labels` or `target`; or an iterable of these, of which the first is taken.
+        loss_fn: loss_fn(output, target), a scalar; None when the model returns its own loss.
+        rules: Which rules to ask; None for all.
+
+    Raises:
+        BatchError: The model cannot run the batch.
+        LossError: The loss cannot be computed or differentiated.
+        UsageError: The model is of no known framework.
+    """
+    asked = tuple(judgement.load_rules() if rules is None else rules)
+    model, adapter = _built(model)
+    seen = adapter.examine(model, batch, loss_fn, judgement.needs(asked))
+    return judge(replace(seen, about=about(seen.spec.framework)), rules=asked)
+
+
+def judge(trial: Trial | str | os.PathLike[str], *, rules: Iterable[Rule] | None = None) -> Report:
+    """Judge a trial, now or later, here or elsewhere.
+
+    Args:
+        trial: A trial, or where it is kept.
+        rules: Which rules to ask; None for all. The documented rule decides only when it is asked alone.
+
+    Raises:
+        TrialNotFoundError: There is nothing.
+        TrialFormatError: It is not a trial that this version can read.
+    """
+    seen = trial if isinstance(trial, Trial) else load_trial(trial)
+    asked = tuple(judgement.load_rules() if rules is None else rules)
+    return Report(seen, diagnose(seen, judgement.run(asked, seen)))
+
+
+def load_trial(uri: str | os.PathLike[str]) -> Trial:
+    """Read a trial.
+
+    Raises:
+        TrialNotFoundError: There is nothing.
+        TrialFormatError: It is not a trial that this version can read.
+    """
+    return open_store(uri).load()
+
+
+def _built(model: Any) -> tuple[Any, Adapter]:
+    """The model and its adapter; a function is called first, while the lines that write parameters are noted."""
+    try:
+        return model, adapter_for(model)
+    except UsageError:
+        if not callable(model) or isinstance(model, type):
+            raise
+    return _build(model)
+
+
+def _build(function: Callable[[], Any]) -> tuple[Any, Adapter]:
+    with recording_sources():
+        model = function()
+    return model, adapter_for(model)

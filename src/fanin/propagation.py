@@ -1,0 +1,201 @@
+"""How far the signal gets: the stretch of layers in which nothing resets its scale, and what each layer does to it.
+
+A layer z = W h + b with h = φ(z') multiplies the mean square of its signal by
+
+    fan_in · E[w²] · E[φ(z')²] / E[z'²]   =   γ² / gain²(φ),        γ² = fan_in · E[w²]
+
+(He et al. 2015, eq. 9). With γ equal to the gain the scale stays; the excess e = log10(γ² / gain²) is what the layer
+adds to it, in decades. Over a stretch without normalization the excesses add up: a signal dies or explodes
+exponentially with depth, so that weights which are harmless in 3 layers are fatal in 20.
+
+A normalization sets the scale anew whatever it was. So what counts is the stretch from the last normalization, or
+from the network's input, to the last layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf, log, log10, sqrt
+
+from fanin.cause import Cause
+from fanin.finding import Finding, Scope
+from fanin.scheme import gain, scheme_for
+from fanin.summary import Interval, TensorSummary
+from fanin.trial import Kind, LayerSpec, Observation, ParameterSpec, Role, Step, Trial
+
+MIXING = frozenset({Kind.LINEAR, Kind.CONV, Kind.CONV_TRANSPOSE})
+"""Layers that sum many inputs with weights, and so set the scale of what they put out."""
+
+
+CLIFF = 1.0
+"""Decades of excess that make one layer a cliff: a factor of 10 in variance, which no scheme of the literature
+differs from another by (PyTorch's default is 0.78 from he_normal), and no draw of 16 weights by chance."""
+
+OFF = 0.3
+"""Decades of excess from which a layer takes part in a slope: a factor of 2 in variance, what ReLU needs over
+lecun_normal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One layer of the stretch.
+
+    Attributes:
+        layer, weight: The layer and its weight.
+        gain_squared: γ² = fan_in · E[w²] as drawn.
+        needed: gain² of the activation that feeds the layer; 1 where that is not known.
+        variance_in: Variance of its input over the batch, mean over units.
+        rms: Root mean square of the weight.
+    """
+
+    layer: LayerSpec
+    weight: ParameterSpec
+    gain_squared: float
+    needed: float
+    variance_in: float
+    rms: float
+
+    @property
+    def excess(self) -> float:
+        """log10(γ² / gain²), decades; -inf for a weight of zeros."""
+        return log10(self.gain_squared / self.needed) if self.gain_squared > 0 else -inf
+
+    @property
+    def wanted_rms(self) -> float:
+        """The rms that keeps the scale: gain / √fan_in."""
+        return self.rms * sqrt(self.needed / self.gain_squared) if self.gain_squared else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The layers from the last normalization, or from the input, to the head.
+
+    Attributes:
+        links: All but the head, in forward order.
+        head: The last layer.
+        start: Variance over the batch of what enters the first layer.
+        end: Variance over the batch of what enters the head.
+    """
+
+    links: tuple[Link, ...]
+    head: Link
+    start: float
+    end: float
+
+    @property
+    def decades(self) -> float:
+        """log10(end / start); -inf when nothing that depends on the input is left."""
+        if self.start <= 0:
+            return 0.0
+        return log10(self.end / self.start) if self.end > 0 else -inf
+
+    @property
+    def excess(self) -> float:
+        """What the weights explain of it, decades."""
+        return sum(link.excess for link in self.links)
+
+    @property
+    def noise(self) -> float:
+        """Three standard deviations of `decades` for well-drawn weights, from the random draw alone: for ReLU
+        Var[ln q_L] ≈ 5 Σ 1/n_l (Hanin and Nica 2019, "Products of many large random matrices"), n_l the widths."""
+        widths = [link.weight.fan_out or 1 for link in self.links]
+        return 3 * sqrt(5 * sum(1 / n for n in widths)) / log(10)
+
+
+def stretch(trial: Trial) -> Stretch | None:
+    """The last stretch without normalization of a trial's start; None where it is shorter than two layers or was
+    not observed."""
+    step = trial.start
+    if step is None:
+        return None
+    links = list(_links(trial, step))
+    if len(links) < 2:
+        return None
+    return Stretch(tuple(links[:-1]), links[-1], links[0].variance_in, links[-1].variance_in)
+
+
+def _links(trial: Trial, step: Step) -> Iterator[Link]:
+    inputs, weights = step.first(Role.INPUT), step.of(Role.WEIGHT)
+    for layer in _since_last_norm(trial.spec.layers):
+        known = [p for p in layer.weights if p.fan_in]
+        taken = inputs.get(layer.path)
+        drawn = weights.get(layer.parameter_path(known[0])) if known else None
+        if drawn is None or taken is None or taken.summary.units is None or known[0].fan_in is None:
+            continue
+        yield _link(layer, known[0], known[0].fan_in, drawn.summary, taken)
+
+
+def _link(
+    layer: LayerSpec, weight: ParameterSpec, fan_in: int, drawn: TensorSummary, taken: Observation
+) -> Link:
+    return Link(
+        layer=layer,
+        weight=weight,
+        gain_squared=fan_in * drawn.second_moment,
+        needed=(gain(layer.input_activation) or 1.0) ** 2,
+        variance_in=taken.summary.unit_variance,
+        rms=drawn.rms,
+    )
+
+
+def _since_last_norm(layers: tuple[LayerSpec, ...]) -> list[LayerSpec]:
+    ran = [layer for layer in layers if layer.calls]
+    norms = [i for i, layer in enumerate(ran) if layer.kind is Kind.NORM]
+    return [layer for layer in ran[norms[-1] + 1 if norms else 0 :] if layer.kind in MIXING]
+
+
+def blamed(path: Stretch, sign: int) -> tuple[tuple[tuple[Link, ...], Scope], ...]:
+    """Who is at fault for a signal that shrinks (sign -1) or grows (+1): groups of links, each with its reach.
+
+    A few layers that stand out by a decade are faults of their own, one group each; otherwise all that are off
+    share one slope.
+    """
+    off = tuple(link for link in path.links if sign * link.excess > OFF)
+    cliffs = tuple(link for link in off if sign * link.excess > CLIFF)
+    if cliffs and len(off) <= len(path.links) / 2:
+        return tuple(((link,), Scope.LAYER) for link in cliffs)
+    return ((off, Scope.EVERYWHERE),) if off else ()
+
+
+def gain_findings(
+    code: str, name: str, path: Stretch, sign: int, tolerated: float, cause: Cause
+) -> Iterator[Finding]:
+    """A finding for each group of `blamed`, at the first layer where the scale breaks.
+
+    Args:
+        code, name: Of the rule that finds.
+        path: The stretch, which exceeds what is tolerated.
+        sign: -1 for a signal that shrinks, +1 for one that grows.
+        tolerated: Decades, positive.
+        cause: The explanation.
+    """
+    expected = Interval(-tolerated, inf) if sign < 0 else Interval(-inf, tolerated)
+    for links, scope in blamed(path, sign):
+        first = links[0]
+        yield Finding(
+            code=code,
+            name=name,
+            layer=first.layer.path,
+            step=0,
+            measured=Interval(path.decades, path.decades),
+            expected=expected,
+            quantity="decades of variance from the input to the last layer",
+            message=_explained(first, links, scope),
+            cause=cause,
+            scope=scope,
+            layers=tuple(link.layer.path for link in links),
+            tensor=first.layer.parameter_path(first.weight),
+            source=first.weight.source,
+        )
+
+
+def _explained(first: Link, links: tuple[Link, ...], scope: Scope) -> str:
+    scheme = scheme_for(first.layer.input_activation)
+    wanted = f"{scheme.name} would draw {first.wanted_rms:.2g}" if scheme else f"{first.wanted_rms:.2g} keeps it"
+    factor = first.gain_squared / first.needed
+    text = (
+        f"{first.layer.parameter_path(first.weight)} has rms {first.rms:.2g}, {wanted}: "
+        f"the layer multiplies the signal's variance by {factor:.2g}"
+    )
+    return f"{text}, and {len(links)} layers do so in a row" if scope is Scope.EVERYWHERE else text

@@ -1,0 +1,181 @@
+"""The report for machines: strict JSON, which every parser reads.
+
+NaN and infinities, which JSON lacks, are the strings "NaN", "Infinity" and "-Infinity". Characters beyond ASCII
+are escaped, so that the text survives any encoding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite, isnan
+from typing import Any
+
+from fanin.finding import Diagnosis, Finding, Missing, Verdict
+from fanin.reports.base import Reading, fired, layer_readings, shown_step
+from fanin.summary import Interval
+from fanin.trial import LayerSpec, ParameterSpec, SourceLine, Trial
+
+SCHEMA_VERSION = "1"
+"""Grows when a field changes its meaning or goes; a new field leaves it."""
+
+STATUS = {
+    Verdict.HEALTHY: "NoIssuesFound",
+    Verdict.POOR: "IssuesFound",
+    Verdict.UNDECIDED: "Undecided",
+}
+"""The documented rule's own words; the third is ours, for it never says that it cannot tell."""
+
+
+def render(trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool = False) -> str:
+    """The report as a JSON object; width and colour have no meaning here."""
+    return json.dumps(_strict(_report(trial, diagnosis)), indent=2, allow_nan=False)
+
+
+def _report(trial: Trial, diagnosis: Diagnosis) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "fanin", "version": _version()},
+        "verdict": diagnosis.verdict.value,
+        "why": diagnosis.why,
+        "next": diagnosis.next_step,
+        "findings": list(_findings(diagnosis)),
+        "missing": [_missing(missing) for missing in diagnosis.missing],
+        "documented": _documented(diagnosis),
+        "layers": _layers(trial),
+        "coverage": _coverage(trial),
+        "steps": [{"index": step.index, "mode": step.mode.value} for step in trial.steps],
+        "losses": [
+            {"step": step.index, "mode": step.mode.value, "worker": worker, "loss": loss}
+            for step in trial.steps
+            for worker, loss in sorted(step.losses.items())
+        ],
+        "environment": dict(trial.about),
+    }
+
+
+def _version() -> str:
+    try:
+        return version("fanin")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "unknown"
+
+
+def _findings(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    """Each origin, then its symptoms, which hold the origin's place in this list."""
+    found: list[dict[str, Any]] = []
+    for origin in diagnosis.origins:
+        place = len(found)
+        found.append(_finding(origin.finding) | {"downstream": list(origin.downstream)})
+        found.extend(_finding(symptom, place) for symptom in origin.symptoms)
+    return found
+
+
+def _finding(finding: Finding, symptom_of: int | None = None) -> dict[str, Any]:
+    cause = finding.cause
+    return {
+        "code": finding.code,
+        "name": finding.name,
+        "cause": cause.value if cause else None,
+        "is_initialization": cause.is_initialization if cause else None,
+        "layer": finding.layer,
+        "layers": list(finding.layers),
+        "scope": finding.scope.value,
+        "step": finding.step,
+        "quantity": finding.quantity,
+        "measured": _interval(finding.measured),
+        "expected": _interval(finding.expected),
+        "message": finding.message,
+        "tensor": finding.tensor or None,
+        "source": _source(finding.source),
+        "workers": list(finding.workers),
+        "symptom_of": symptom_of,
+    }
+
+
+def _interval(interval: Interval) -> list[float]:
+    return [interval.low, interval.high]
+
+
+def _source(source: SourceLine | None) -> dict[str, Any] | None:
+    return {"file": source.file, "line": source.line} if source else None
+
+
+def _missing(missing: Missing) -> dict[str, Any]:
+    return {"code": missing.code, "what": missing.what, "settle": missing.settle, "blocks": missing.blocks}
+
+
+def _documented(diagnosis: Diagnosis) -> dict[str, Any] | None:
+    if diagnosis.documented is None:
+        return None
+    return {
+        "verdict": diagnosis.documented.value,
+        "status": STATUS[diagnosis.documented],
+        "findings": [_finding(finding) for finding in diagnosis.documented_findings],
+        "missing": [_missing(missing) for missing in diagnosis.documented_missing],
+        "disagreement": diagnosis.disagreement or None,
+    }
+
+
+def _layers(trial: Trial) -> list[dict[str, Any]]:
+    step = shown_step(trial)
+    if step is None:
+        return [_layer(layer, Reading(layer.path, layer.path)) for layer in trial.spec.layers]
+    readings = layer_readings(trial, step)
+    return [_layer(layer, seen) for layer, seen in zip(trial.spec.layers, readings, strict=True)]
+
+
+def _layer(layer: LayerSpec, seen: Reading) -> dict[str, Any]:
+    return {
+        "path": layer.path,
+        "kind": layer.kind.value,
+        "type": layer.type_name,
+        "activation": layer.activation,
+        "input_activation": layer.input_activation,
+        "inputs": list(layer.inputs),
+        "calls": layer.calls,
+        "parameters": [_parameter(parameter) for parameter in layer.parameters],
+        "output_variance": seen.variance,
+        "gradient_spread": seen.spread,
+    }
+
+
+def _parameter(parameter: ParameterSpec) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "role": parameter.role.value,
+        "shape": list(parameter.shape),
+        "dtype": parameter.dtype,
+        "fan_in": parameter.fan_in,
+        "fan_out": parameter.fan_out,
+        "trainable": parameter.trainable,
+        "tied_to": parameter.tied_to,
+        "source": _source(parameter.source),
+    }
+
+
+def _coverage(trial: Trial) -> dict[str, Any]:
+    ran = {layer.path for layer in fired(trial)}
+    shown = shown_step(trial)
+    return {
+        "model": trial.spec.name,
+        "framework": trial.spec.framework,
+        "layers": len(trial.spec.layers),
+        "ran": len(ran),
+        "never_ran": [layer.path for layer in trial.spec.layers if layer.path not in ran],
+        "shown_step": shown.index if shown else None,
+        "train_steps": len(trial.train_steps),
+        "workers": list(trial.workers),
+        "complete": trial.complete,
+        "notes": list(trial.spec.notes),
+    }
+
+
+def _strict(value: Any) -> Any:
+    """The same with NaN and infinities as strings."""
+    if isinstance(value, float) and not isfinite(value):
+        return "NaN" if isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, list) else value

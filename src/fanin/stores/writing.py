@@ -1,0 +1,150 @@
+"""ParquetWriter: parts written by a thread of their own, so that training never waits for a disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import final
+
+from fanin.errors import StoreError
+from fanin.stores.assembly import restated
+from fanin.stores.base import Writer
+from fanin.stores.directory import Directory, part_name
+from fanin.stores.part import Part, encode
+from fanin.trial import ModelSpec, Step
+
+
+@final
+class ParquetWriter(Writer):
+    """One worker's hand on a trial in a directory, whose part 0 is there already.
+
+    Steps wait in memory without a limit until the thread takes all of them into one part. A failed part ends the
+    recording: what comes after is dropped, and the next flush() or close() says so, once. A forked child (a data
+    loader's worker) has this object but not its thread; there, every method does nothing.
+    """
+
+    def __init__(self, uri: str, directory: Directory, worker: int, about: Mapping[str, str]) -> None:
+        self._uri = uri
+        self._directory = directory
+        self._worker = worker
+        self._about = about
+        self._process = os.getpid()
+        self._parts = 1
+        self._spec: ModelSpec | None = None
+        self._failure: Exception | None = None
+        # All below is guarded by this. It is reentrant, so that a signal handler may flush.
+        self._changed = threading.Condition()
+        self._steps: list[Step] = []
+        self._spec_is_new = False
+        self._wanted = False
+        self._writing = False
+        self._closing = False
+        self._over = False
+        # A daemon, so that a trial that nobody closed cannot keep the interpreter from ending.
+        self._thread = threading.Thread(target=self._write_parts, name=f"fanin-w{worker}", daemon=True)
+        self._thread.start()
+
+    def describe(self, spec: ModelSpec) -> None:
+        """State what the model is; it is written with the next step, and only where it is new."""
+        if self._is_forked:
+            return
+        with self._changed:
+            self._require_open()
+            known = restated(self._spec, spec)
+            self._spec_is_new = self._spec_is_new or known != self._spec
+            self._spec = known
+
+    def append(self, step: Step) -> None:
+        """Add a step; returns at once."""
+        if self._is_forked:
+            return
+        with self._changed:
+            self._require_open()
+            if not self._over:
+                self._steps.append(step)
+                self._wake()
+
+    def flush(self) -> None:
+        """Wait until everything appended is on the disk.
+
+        Raises:
+            StoreError: A part could not be written, and nobody was told yet.
+        """
+        if self._is_forked:
+            return
+        with self._changed:
+            self._wake()
+            self._changed.wait_for(lambda: self._over or not (self._writing or self._has_news))
+            self._report()
+
+    def close(self) -> None:
+        """Write what waits and the mark that this worker is done; idempotent.
+
+        Raises:
+            StoreError: As flush.
+        """
+        if self._is_forked:
+            return
+        with self._changed:
+            self._closing = True
+            self._wake()
+        self._thread.join()
+        with self._changed:
+            self._report()
+
+    @property
+    def _is_forked(self) -> bool:
+        # Asked before the lock, which another thread may have held at the moment of the fork.
+        return os.getpid() != self._process
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._steps) or self._spec_is_new
+
+    def _wake(self) -> None:
+        self._wanted = self._has_news or self._closing
+        self._changed.notify_all()
+
+    def _require_open(self) -> None:
+        if self._closing:
+            raise StoreError("this writer is closed", where=self._uri, next_step="append before close()")
+
+    def _report(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise StoreError(
+                "the trial could not be written to its end",
+                where=f"{self._uri}/{part_name(self._worker, self._parts)}",
+                got=f"{type(failure).__name__}: {failure}",
+                expected="a directory that stays, with room and permission to write",
+                next_step="make room or choose another directory; what was written before can still be judged",
+            ) from failure
+
+    def _write_parts(self) -> None:
+        while not self._over:
+            part = self._take()
+            failure = self._write(part)
+            with self._changed:
+                self._over = part.end or failure is not None
+                if failure is not None:
+                    self._failure, self._steps = failure, []
+                self._writing = False
+                self._changed.notify_all()
+
+    def _take(self) -> Part:
+        with self._changed:
+            self._changed.wait_for(lambda: self._wanted)
+            spec = self._spec if self._spec_is_new else None
+            part = Part(tuple(self._steps), spec, self._about, end=self._closing)
+            self._steps, self._spec_is_new = [], False
+            self._wanted, self._writing = False, True
+            return part
+
+    def _write(self, part: Part) -> Exception | None:
+        try:
+            self._directory.publish(part_name(self._worker, self._parts), encode(part))
+        except Exception as error:  # noqa: BLE001  whatever it is: flush() tells it, a thread has nobody to tell
+            return error
+        self._parts += 1
+        return None
