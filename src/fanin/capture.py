@@ -30,6 +30,7 @@ DEFAULT_STEPS = 10
 
 def watch(
     model: Any,
+    optimizer: Any = None,
     *,
     trial: str | os.PathLike[str] | None = None,
     steps: int = DEFAULT_STEPS,
@@ -38,11 +39,12 @@ def watch(
 ) -> Watch:
     """Watch a model's first training steps; hooks remove themselves after the last.
 
-    Works as a context manager, or by itself with `close()`. The training loop stays as it is: steps, loss and
-    optimizer are found without being told.
+    Works as a context manager, or by itself with `close()`. The training loop stays as it is: steps and loss are
+    found without being told.
 
     Args:
         model: A model of a known framework, before or while it trains.
+        optimizer: Noted in the trial by class and settings; may be left out, capture does not need it.
         trial: Directory for the trial, which must not hold one yet; None keeps it in memory.
         steps: Training steps 0 to steps - 1 are captured.
         rules: What will judge the trial, so that no more is captured than they need; None for all.
@@ -54,11 +56,16 @@ def watch(
     """
     if steps < 1:
         raise UsageError("steps must be positive", got=str(steps), expected="1 or more", next_step="try 10")
-    return Watch(model, trial, steps, tuple(load_rules() if rules is None else rules), on_error)
+    asked = tuple(load_rules() if rules is None else rules)
+    return Watch(model, trial, steps, asked, on_error, {"optimizer": _brief(optimizer)} if optimizer else {})
 
 
 class Watch:
-    """A model under watch, and the trial that comes of it."""
+    """A model under watch, and the trial that comes of it.
+
+    Attributes:
+        watching: The adapter's hand on the model.
+    """
 
     def __init__(
         self,
@@ -67,16 +74,16 @@ class Watch:
         steps: int,
         rules: tuple[Rule, ...],
         on_error: OnError,
+        notes: dict[str, str],
     ) -> None:
         adapter = adapter_for(model)
         worker = int(os.environ.get("RANK", "0"))
         self._store = MemoryStore() if trial is None else open_store(trial)
-        self._writer = self._store.begin(worker, about(adapter.describe(model).framework))
+        self._writer = self._store.begin(worker, about(adapter.describe(model).framework) | notes)
         self._described: ModelSpec | None = None
         self._on_error = on_error
         self._closed = False
-        plan = WatchPlan(needs(rules), steps, self._keep, on_error, worker)
-        self._watching = adapter.watch(model, plan)
+        self.watching = adapter.watch(model, WatchPlan(needs(rules), steps, self._keep, on_error, worker))
         atexit.register(self.close)
 
     def __enter__(self) -> Watch:
@@ -90,7 +97,7 @@ class Watch:
     @property
     def attached(self) -> bool:
         """Whether hooks hang on the model still."""
-        return not self._watching.detached
+        return not self.watching.detached
 
     @property
     def trial(self) -> Trial:
@@ -104,7 +111,7 @@ class Watch:
 
     def loss(self, value: Any) -> None:
         """State the loss of the current step, where it cannot be found: no `backward` is called on it."""
-        self._watching.loss(value)
+        self.watching.loss(value)
 
     def close(self) -> None:
         """Take the hooks away and mark the trial complete; idempotent."""
@@ -112,7 +119,7 @@ class Watch:
             return
         self._closed = True
         atexit.unregister(self.close)
-        self._watching.detach()
+        self.watching.detach()
         try:
             self._writer.close()
         except StoreError as fault:
@@ -125,6 +132,14 @@ class Watch:
             self._writer.describe(spec)
             self._described = spec
         self._writer.append(step)
+
+
+def _brief(optimizer: Any) -> str:
+    """An optimizer in a line: `SGD lr=0.05 momentum=0.9`."""
+    settings = {
+        k: v for k, v in getattr(optimizer, "defaults", {}).items() if v and isinstance(v, int | float)
+    }
+    return " ".join([type(optimizer).__name__, *(f"{k}={v}" for k, v in settings.items())])
 
 
 def about(framework: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from datetime import datetime
@@ -11,22 +12,314 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from fanin.errors import FaninError
-from fanin.reports import FORMATS
-from fanin.terminal import Output
+from fanin.errors import FaninError, TrialNotFoundError
+from fanin.errors import UsageError as FaninUsageError
 
 if TYPE_CHECKING:
     from fanin.examine import Report
-    from fanin.rule import Rule
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-HEALTHY, POOR, BROKEN, UNDECIDED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
-"""Exit codes; the last two are those of a shell whose command was ended by SIGINT and SIGPIPE."""
+FORMATS = ("terminal", "json")
+"""As in `fanin.reports`, which is not imported for `--help`; a test compares them."""
+
+BROKEN, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+"""Exit codes besides the verdict's; the last two are a shell's for a command ended by SIGINT and SIGPIPE."""
 
 EXITS = {
-    "undecided": {"healthy": HEALTHY, "poor": POOR, "undecided": UNDECIDED},
-    "poor": {"healthy": HEALTHY, "poor": POOR, "undecided": HEALTHY},
-    "never": {"healthy": HEALTHY, "poor": HEALTHY, "undecided": HEALTHY},
+    "undecided": {"healthy": 0, "poor": 1, "undecided": 3},
+    "poor": {"healthy": 0, "poor": 1, "undecided": 0},
+    "never": {"healthy": 0, "poor": 0, "undecided": 0},
 }
 """--fail-on -> verdict -> exit code."""
+
+
+class Commands(click.Group):
+    """The group; every way to fail ends in one block on stderr and the right exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run a command and exit."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except click.ClickException as error:
+            error.show()
+            code = BROKEN
+        except FaninError as error:
+            code = fail(error)
+        except (KeyboardInterrupt, click.Abort):
+            code = INTERRUPTED
+        except Exception:  # noqa: BLE001 - an exit code of 1 would read as a verdict
+            traceback.print_exc()
+            click.echo("error: this is a fault in fanin; please report it with the lines above", err=True)
+            code = BROKEN
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a reader that leaves early ends it, with another exit code than click's 1: that is poor."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
+            ctx.exit(PIPE_CLOSED)
+
+
+def fail(error: FaninError) -> int:
+    """Say what is wrong, with a traceback where FANIN_DEBUG asks for one."""
+    if os.environ.get("FANIN_DEBUG"):
+        traceback.print_exception(error)
+    click.echo(f"error: {error}", err=True)
+    return BROKEN
+
+
+# ── options ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+_format = click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="terminal",
+    show_default=True,
+    help="Form of the report.",
+)
+_color = click.option("--color/--no-color", default=None, help="Colours; by default on terminals.")
+_file = click.option(
+    "-o", "--output", "path", type=click.Path(dir_okay=False), help="Write the report to a file instead."
+)
+_fail_on = click.option(
+    "--fail-on",
+    type=click.Choice(list(EXITS)),
+    default="undecided",
+    show_default=True,
+    help="The mildest verdict with an exit code of its own: 1 poor, 3 undecided.",
+)
+_rule = click.option("--rule", "names", multiple=True, metavar="RULE", help="Ask this rule only; repeatable.")
+_set = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter of that rule.")
+
+
+def reporting(command: F) -> F:
+    """The options of a command that shows a report."""
+    for option in (_file, _color, _format):
+        command = option(command)
+    return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="fanin")
+def main() -> None:
+    """Know before step one whether a network was initialized well: which layer, why, and what to do.
+
+    \b
+    Examples:
+      fanin demo                               see it at work, in a minute
+      fanin check examples/digits.py:build     before any training
+      fanin run -- python train.py --lr 0.1    any training script, unchanged
+      fanin judge runs/train-20260301-093000   again, later, elsewhere
+      fanin explain FAN101                     what a code means
+
+    Exit codes: 0 healthy, 1 poor, 2 usage or broken input, 3 undecided, 130 interrupted.
+    """
+
+
+# ── commands ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@main.command()
+@click.argument("target")
+@_fail_on
+@reporting
+def check(target: str, fail_on: str, form: str, color: bool | None, path: str | None) -> int:
+    """Judge a model before any training.
+
+    TARGET is MODULE:BUILD. BUILD takes no arguments and returns a model, a batch (inputs, targets) and a loss
+    function, which may be left out where the model returns its own loss.
+
+    \b
+    Examples:
+      fanin check examples/digits.py:build     a file
+      fanin check app.models:build             a module, from here
+      fanin check app.models:build --format json -o init.json
+    """
+    from fanin.examine import check as examine
+    from fanin.target import load_target
+
+    with redirect_stdout(sys.stderr):  # what their code prints is not the result
+        model, batch, loss_fn = load_target(target)
+        report = examine(model, batch, loss_fn)
+    return _show(report, fail_on, form, color, path)
+
+
+@main.command()
+@click.argument("trial")
+@_rule
+@_set
+@_fail_on
+@reporting
+def judge(
+    trial: str,
+    names: tuple[str, ...],
+    settings: tuple[str, ...],
+    fail_on: str,
+    form: str,
+    color: bool | None,
+    path: str | None,
+) -> int:
+    """Judge a trial that was written before, here or elsewhere.
+
+    \b
+    Examples:
+      fanin judge runs/exp1
+      fanin judge runs/exp1 --rule PoorWeightInitialization --set threshold=20 --set steps=5
+      fanin judge runs/exp1 --fail-on poor     an undecided trial passes
+    """
+    from fanin.examine import judge as examine
+    from fanin.explain import make_rule
+
+    if settings and len(names) != 1:
+        raise click.UsageError("--set needs exactly one --rule, whose parameter it sets.")
+    rules = [make_rule(name, settings) for name in names] or None
+    return _show(examine(trial, rules=rules), fail_on, form, color, path)
+
+
+@main.command(short_help="Show what judging a trial says.")
+@click.argument("trial")
+@reporting
+def report(trial: str, form: str, color: bool | None, path: str | None) -> int:
+    """Show what judging a trial says; the exit code is 0 for every trial that can be read.
+
+    \b
+    Examples:
+      fanin report runs/exp1
+      fanin report runs/exp1 --format json -o exp1.json
+    """
+    from fanin.examine import judge as examine
+
+    return _show(examine(trial), "never", form, color, path)
+
+
+def _show(report: Report, fail_on: str, form: str, color: bool | None, path: str | None) -> int:
+    from fanin.output import Output
+
+    Output(form, color, path).show(report.trial, report.diagnosis)
+    return EXITS[fail_on][report.verdict.value]
+
+
+@main.command(
+    short_help="Watch any training script, unchanged.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.option("--trial", metavar="DIR", help="Where to write the trial.  [default: runs/SCRIPT-TIME]")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Training steps to watch."
+)
+@click.option("--no-report", is_flag=True, help="Write the trial, and say nothing.")
+@reporting
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    command: Sequence[str],
+    trial: str | None,
+    steps: int,
+    no_report: bool,
+    form: str,
+    color: bool | None,
+    path: str | None,
+) -> None:
+    """Watch the first steps of any training script, unchanged; report on stderr when it ends.
+
+    Works for every COMMAND whose Python trains a torch.nn.Module, also through torchrun, `python -m`, and shell
+    scripts. Output, signals and exit code are the command's own.
+
+    \b
+    Examples:
+      fanin run -- python train.py --lr 0.1
+      fanin run --trial runs/exp1 --steps 20 -- torchrun --nproc-per-node=2 train.py
+    """
+    from fanin import launch  # and nothing more before the child runs: see `launch._waiting`
+
+    trial = trial or launch.default_trial(command, datetime.now())
+    try:
+        status = launch.launch(command, trial, steps)
+    except OSError as error:
+        code, text = launch.start_failure(error, command[0])
+        click.echo(f"error: {text}", err=True)
+        sys.exit(code)
+    if not no_report:
+        _report_run(trial, form, color, path)
+    launch.end_like(status)
+
+
+def _report_run(trial: str, form: str, color: bool | None, path: str | None) -> None:
+    """Judge what the child left. Whatever goes wrong here, the exit code stays the child's."""
+    from fanin.examine import judge as examine
+    from fanin.output import Output
+
+    try:
+        report = examine(trial)
+        Output(form, color, path, to_stderr=True).show(report.trial, report.diagnosis)
+        click.echo(f"trial  {trial}", err=True)
+    except TrialNotFoundError:
+        click.echo(NOTHING_WATCHED, err=True)
+    except FaninError as error:
+        fail(error)
+    except Exception as error:  # noqa: BLE001 - the script has done its work; ours must not spoil its exit code
+        fail(
+            FaninUsageError("the trial cannot be judged", where=trial, got=f"{type(error).__name__}: {error}")
+        )
+
+
+NOTHING_WATCHED = """\
+UNDECIDED  nothing was watched, and no trial was written
+Why    One of these: no torch.nn.Module was trained (forward, then backward);
+       Python ran with -I, -E or -S, which keep fanin out; the command's Python
+       is of another environment, where fanin is not installed (a line above
+       says so); or its training runs where PYTHONPATH does not reach.
+Next   Use fanin.watch in the script, or fanin check on the model."""
+"""What `fanin run` says where there is no trial."""
+
+
+@main.command(short_help="What a code, a rule or a cause means.")
+@click.argument("code")
+@_color
+def explain(code: str, color: bool | None) -> None:
+    """What a code, a rule or a cause means, why it matters, and when it is wrong.
+
+    \b
+    Examples:
+      fanin explain FAN101
+      fanin explain poor-weight-initialization
+      fanin explain gain_too_small
+    """
+    from fanin.explain import page
+    from fanin.output import Output
+
+    out = Output(color=color)
+    text = page(code)
+    out.write(out.markdown(text) if out.colored or out.on_terminal else text)
+
+
+@main.command()
+def rules() -> None:
+    """List all rules: code, name, and what each detects.
+
+    \b
+    Examples:
+      fanin rules
+    """
+    from fanin.explain import rows
+    from fanin.output import Output
+
+    out = Output()
+    out.write(out.table(rows()))
+
+
+@main.command(short_help="See it at work, in a minute.")
+def demo() -> int:
+    """See a network that starts badly, which layer it is, and the repair at work.
+
+    \b
+    Examples:
+      fanin demo
+    """
+    from fanin.demo import main as show
+
+    return show()

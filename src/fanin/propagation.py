@@ -192,7 +192,9 @@ def gain_findings(
 
 def _explained(first: Link, links: tuple[Link, ...], scope: Scope) -> str:
     scheme = scheme_for(first.layer.input_activation)
-    wanted = f"{scheme.name} would draw {first.wanted_rms:.2g}" if scheme else f"{first.wanted_rms:.2g} keeps it"
+    wanted = (
+        f"{scheme.name} would draw {first.wanted_rms:.2g}" if scheme else f"{first.wanted_rms:.2g} keeps it"
+    )
     factor = first.gain_squared / first.needed
     text = (
         f"{first.layer.parameter_path(first.weight)} has rms {first.rms:.2g}, {wanted}: "

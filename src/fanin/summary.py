@@ -145,7 +145,9 @@ class UnitSummary:
     @property
     def variance(self) -> Floats:
         """[units] variance of each unit over samples and positions; nan where it has no value."""
-        return np.divide(self.m2, self.count, out=np.full(len(self.m2), np.nan), where=self.count > 0)
+        none = np.full(len(self.m2), np.nan)
+        variance: Floats = np.divide(self.m2, self.count, out=none, where=self.count > 0)
+        return variance
 
     def distinct(self) -> int:
         """How many units differ from one another: identical ones share all four fingerprints."""
@@ -243,7 +245,7 @@ class TensorSummary:
     @property
     def second_moment(self) -> float:
         """Mean square E[x²] of the finite values; nan when there are none."""
-        return self.variance + self.mean**2
+        return self.variance + self.mean * self.mean  # a product overflows to inf, a power would raise
 
     @property
     def largest(self) -> float:

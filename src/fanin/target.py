@@ -111,7 +111,11 @@ def _import_file(path: Path, target: str) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[name] = module
     run = spec.loader.exec_module
-    _guarded(lambda: run(module), f"cannot import {path}", target, str(path.resolve()))
+    try:
+        _guarded(lambda: run(module), f"cannot import {path}", target, str(path.resolve()))
+    except TargetError:
+        del sys.modules[name]  # as a failed import does
+        raise
     return module
 
 
@@ -172,7 +176,7 @@ def _callable(module: ModuleType, name: str, target: str) -> Callable[[], Any]:
         raise TargetError(
             f"{name!r} cannot be called",
             where=target,
-            got=f"a {type(build).__name__}",
+            got=f"an instance of {type(build).__name__}",
             expected=f"a function without arguments that returns {RETURNED}",
             next_step="wrap it in a function",
         )
@@ -219,4 +223,4 @@ def _shape(made: Any) -> str:
         return (
             f"a {type(made).__name__} of {len(made)}: {', '.join(type(part).__name__ for part in made[:6])}"
         )
-    return "None" if made is None else f"a {type(made).__name__}"
+    return "None" if made is None else f"an instance of {type(made).__name__}"

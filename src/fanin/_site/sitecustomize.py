@@ -51,10 +51,7 @@ def watch(name):
 
         import_module(HOOKS[name]).install()
     except ModuleNotFoundError as error:
-        missing = str(error.name)
-        if missing.partition(".")[0] == "fanin":
-            missing = "fanin"
-        say(missing + " is not installed for " + sys.executable + "; nothing will be watched")
+        say("nothing will be watched: " + sys.executable + " has no module " + str(error.name))
     except Exception as error:  # noqa: BLE001 - whatever happens to us, the script goes on
         say("nothing will be watched: " + type(error).__name__ + ": " + str(error))
 

@@ -85,5 +85,10 @@ class Adapter(ABC):
         """
 
     @abstractmethod
+    def await_training(self, start: Callable[[Any], Any]) -> None:
+        """Call `start(model)` once, just before the first forward pass of the first model that trains; note until
+        then which lines write parameters. What `start` returns is a Watching of this adapter."""
+
+    @abstractmethod
     def recording_sources(self) -> AbstractContextManager[None]:
         """While open, note which line of the user's code last writes each parameter."""

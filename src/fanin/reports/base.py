@@ -69,7 +69,7 @@ def profile(trial: Trial, blamed: frozenset[str] = frozenset()) -> Profile:
             Reading(seen.layer, name, variance(seen.summary), spreads.get(seen.layer))
             for name, seen in activations.items()
         )
-        return Profile("Var[act in]", step.index, readings)
+        return Profile("Var[input]", step.index, readings)
     known = {layer.path for layer in trial.spec.weight_layers} | blamed
     found = (reading for reading in layer_readings(trial, step) if reading.layer in known)
     return Profile("Var[out]", step.index, tuple(r for r in found if was_seen(r) or r.layer in blamed))

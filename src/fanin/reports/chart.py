@@ -18,7 +18,7 @@ from fanin.reports.typeset import counted, escape, pad, short
 AROUND = 5
 """Rows shown around a layer at fault: it, and two on either side."""
 
-SAMPLES = 7
+SAMPLES = 5
 """Rows shown of a fault that is everywhere: enough to see a slope."""
 
 FAULTS_DRAWN = 3
@@ -69,7 +69,8 @@ class Axis:
         longest = max(len(_power(self.low)), len(_power(self.high))) + 1
         for step in (1, 2, 3, 5, 10, 20, 50, 100, 200, 500):
             if self.column(self.low + step) - 1 > longest:
-                return [e for e in range(self.low, self.high + 1) if e % step == 0] or [self.low]
+                ticks = [e for e in range(self.low, self.high + 1) if e % step == 0]
+                return ticks if len(ticks) > 1 else [self.low, self.high]
         return [self.low]
 
     def header(self) -> str:
@@ -126,10 +127,10 @@ def draw(profile: Profile, diagnosis: Diagnosis, width: int) -> list[Text]:
 
 
 def _columns(labels: Sequence[str], width: int) -> tuple[int, int]:
-    """Columns for names and for the axis: names get what they need, up to half."""
+    """Columns for names and for the axis: names get what they need, up to three fifths."""
     room = width - len("   depth  ") - len("  Var[outp]  ") - len("  grad p95-p5") - 1
     longest = max(cell_len(escape(label)) for label in labels)
-    label = min(max(longest, len("layer")), room // 2, LABEL_MOST)
+    label = min(max(longest, len("layer")), room * 3 // 5, LABEL_MOST)
     return label, min(room - label, STRIP_MOST)
 
 
@@ -182,13 +183,15 @@ def chosen(readings: Sequence[Reading], origins: Sequence[Origin]) -> set[int]:
 
 
 def _around(origin: Origin, places: dict[str, int], count: int) -> Iterator[int]:
-    """Five rows around a layer at fault; evenly spaced ones from the row before it where it is everywhere."""
+    """Five rows around a layer at fault; evenly spaced ones, and the rows beside them, where it is everywhere."""
     place = places[origin.finding.layer]
     if origin.finding.scope is Scope.EVERYWHERE:
         if place:
             yield place - 1
         last = max((places[path] for path in _blamed(origin) if path in places), default=place)
         last = last if last > place else count - 1
+        if last + 1 < count:
+            yield last + 1
         steps = min(SAMPLES, last - place + 1) - 1
         yield from (place + round(k * (last - place) / steps) for k in range(steps + 1)) if steps else [place]
         return

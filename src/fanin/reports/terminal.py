@@ -57,19 +57,33 @@ def _head(trial: Trial, diagnosis: Diagnosis, width: int) -> list[Text]:
     finding = diagnosis.origins[0].finding
     source = escape(str(finding.source)) if finding.source else ""
     left = word + Text(f"  {finding.code} {finding.name}", style="bold")
-    room = width - left.cell_len - (len(source) + 2 if source else 0)
-    return banner(left + Text(_place(trial, finding, room)), source, width)
+    beside = width - left.cell_len - (cell_len(source) + 2 if source else 0)
+    place = _place(trial, finding, beside)
+    if cell_len(place) <= beside:
+        return banner(left + Text(place), source, width)
+    below = Text(" " * (LABEL - 1) + _place(trial, finding, width - LABEL))
+    return [*banner(left, source, width), below]
 
 
 def _place(trial: Trial, finding: Finding, room: int) -> str:
     """Where a fault lies, in words that fit: the type is left out first, then the middle of the name."""
-    before, after = (" at ", "") if finding.scope is Scope.LAYER else (" in every layer from ", " on")
+    before, after = (
+        (" at ", "") if finding.scope is Scope.LAYER else (f" in {_reach(trial, finding)} from ", " on")
+    )
     path = escape(finding.layer) or "the model"
     kind = _kind(trial, finding.layer)
     for text in (f"{before}{path}{after}{kind}", f"{before}{path}{after}"):
         if cell_len(text) <= room:
             return text
     return before + elide(path, max(room - len(before + after), 12)) + after
+
+
+def _reach(trial: Trial, finding: Finding) -> str:
+    """Every layer, where that is true of all that follow; else how many."""
+    paths = [layer.path for layer in trial.spec.weight_layers]
+    after = paths[paths.index(finding.layer) :] if finding.layer in paths else paths
+    at_fault = {*finding.layers, finding.layer}
+    return "every layer" if not finding.layers or set(after) <= at_fault else counted(len(at_fault), "layer")
 
 
 def _kind(trial: Trial, path: str) -> str:
@@ -87,7 +101,9 @@ def _prose(diagnosis: Diagnosis, width: int) -> Iterator[Text]:
     cause = finding.cause if finding else None
     yield from paragraph("Why", diagnosis.why, width)
     if finding and finding.quantity not in diagnosis.why:
-        measured = _measurement(finding) + ("" if finding.message in diagnosis.why else f". {finding.message}")
+        measured = _measurement(finding) + (
+            "" if finding.message in diagnosis.why else f". {finding.message}"
+        )
         yield from paragraph("" if diagnosis.why else "Why", measured, width)
     yield from paragraph("Next", diagnosis.next_step or (cause.remedy if cause else ""), width)
     if cause:
@@ -214,7 +230,13 @@ def _value(interval: Interval) -> str:
 
 def _counts(diagnosis: Diagnosis) -> str:
     origins = diagnosis.origins
-    parts = [counted(len(origins), "fault") if origins else "no fault"]
+    other = sum(1 for o in origins if o.finding.cause and not o.finding.cause.is_initialization)
+    faults = len(origins) - other
+    parts = [
+        counted(faults, "fault") if faults else "no fault of the initialization" if other else "no fault"
+    ]
+    if faults and other:
+        parts.append(f"{other} of something else")
     if symptoms := sum(len(origin.symptoms) for origin in origins):
         parts.append(counted(symptoms, "symptom"))
     if diagnosis.missing and diagnosis.verdict is Verdict.UNDECIDED:

@@ -26,19 +26,21 @@ def escape(text: str) -> str:
 
 
 def elide(text: str, width: int) -> str:
-    """Text in at most `width` columns, its middle left out, its last component kept if it fits at all.
+    """Text in at most `width` columns: as many components at its end as fit, and of its beginning what still fits.
 
-    >>> elide("encoder.layers.11.attention.query", 20)
-    'encoder.laye...query'
+    >>> elide("encoder.layers.11.attention.query", 24)
+    'enc...11.attention.query'
     >>> elide("a_single_component_of_great_length", 20)
     'a_single_...t_length'
     """
     if cell_len(text) <= width:
         return text
-    last = text.rpartition(".")[2]
-    room = width - len(GAP) - cell_len(last)
-    if last != text and room >= 0:
-        return _fit(text, room) + GAP + last
+    components = text.split(".")
+    for place in range(1, len(components)):
+        last = ".".join(components[place:])
+        room = width - len(GAP) - cell_len(last)
+        if room >= 0:
+            return _fit(text, room) + GAP + last
     if width <= len(GAP):
         return GAP[:width]
     tail = (width - len(GAP)) // 2

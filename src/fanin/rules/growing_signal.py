@@ -84,7 +84,9 @@ class GrowingSignal(Rule):
         )
         yield Example("std 1", lambda: synthetic.mlp(deep, synthetic.normal(1.0)), ("blocks.0.fc",))
         yield Example("three times he_normal", lambda: synthetic.mlp(deep, triple), ("blocks.0.fc",))
-        yield Example("one layer 10^4 too large", lambda: synthetic.mlp(deep, overrides=cliff), ("blocks.3.fc",))
+        yield Example(
+            "one layer 10^4 too large", lambda: synthetic.mlp(deep, overrides=cliff), ("blocks.3.fc",)
+        )
 
 
 def _doubled() -> synthetic.Init:

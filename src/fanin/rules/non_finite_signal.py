@@ -90,7 +90,7 @@ class NonFiniteSignal(Rule):
         )
         yield Example(
             "a finite batch that is too large",
-            lambda: mlp(batch=(clusters(32)[0] * 1e308, clusters(32)[1])),
+            lambda: mlp(init=normal(100.0), batch=(clusters(32)[0] * 1e307, clusters(32)[1])),
             layers=("blocks.0.fc",),
         )
         yield Example("a loss without a value", _without_loss, layers=("",))
@@ -106,7 +106,7 @@ class NonFiniteSignal(Rule):
             else f"Its input is finite and reaches {largest:.3g}."
         )
         found = self._finding(
-            float(summary.non_finite),
+            summary.non_finite,
             "non-finite values",
             f"{first.tensor} holds {summary.nan} NaN and {summary.inf} infinite values among "
             f"{summary.count + summary.non_finite}. {source}",
@@ -116,22 +116,19 @@ class NonFiniteSignal(Rule):
 
     def _undefined_loss(self, start: Step) -> Finding:
         text = f"The loss is {start.loss}, though every output that was seen is finite."
-        return self._finding(start.loss, "loss", text)
+        return self._finding(1, "non-finite losses", text)
 
-    def _finding(self, value: float, quantity: str, text: str) -> Finding:
-        # The largest float32 bounds any loss that could still be differentiated there.
-        expected = Interval(0.0, 0.0) if quantity != "loss" else Interval(-3.4e38, 3.4e38)
-        measured = Interval(value, value)
+    def _finding(self, number: int, quantity: str, text: str) -> Finding:
         return Finding(
             self.code,
             self.name,
-            "",
-            0,
-            measured,
-            expected,
-            quantity,
-            text,
-            Cause.NON_FINITE_SIGNAL,
+            layer="",
+            step=0,
+            measured=Interval(number, number),
+            expected=Interval(0, 0),
+            quantity=quantity,
+            message=text,
+            cause=Cause.NON_FINITE_SIGNAL,
             scope=Scope.EVERYWHERE,
         )
 
@@ -143,13 +140,20 @@ def _in_forward_order(trial: Trial, start: Step) -> list[Observation]:
 
 def _has_unsound_source(trial: Trial, start: Step) -> bool:
     """Whether a parameter or the batch is not finite itself."""
-    fed_by_the_batch = {layer.path for layer in trial.spec.layers if layer.inputs == (NETWORK_INPUT,)}
+    fed_by_the_batch = _fed_by_the_batch(trial)
     sources = [
         *start.of(Role.WEIGHT).values(),
         *start.of(Role.BIAS).values(),
         *(o for o in start.of(Role.INPUT).values() if o.layer in fed_by_the_batch),
     ]
     return any(o.summary.non_finite for o in sources)
+
+
+def _fed_by_the_batch(trial: Trial) -> set[str]:
+    """Layers that are given the batch and nothing else; the first one where that is not known."""
+    layers = trial.spec.layers
+    alone = {layer.path for layer in layers if layer.inputs == (NETWORK_INPUT,)}
+    return alone or {layer.path for layer in layers[:1]}
 
 
 def _without_loss() -> Trial:

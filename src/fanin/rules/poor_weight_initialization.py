@@ -336,7 +336,8 @@ def _relative_decrease(before: float, last: float) -> float:
 
 def _suggestion(names: Iterable[str]) -> str:
     """A regex for these names by what they share before their index, e.g. `.*gelu_input`."""
-    endings = {ending for name in names for ending in re.findall(r"[A-Za-z]\w*?_input", name)}
+    found = (re.search(r"[A-Za-z]\w*?_input", name) for name in names)
+    endings = {match.group() if match else "input" for match in found}
     return f".*{endings.pop()}" if len(endings) == 1 else ".*input"
 
 

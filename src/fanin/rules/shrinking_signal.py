@@ -106,4 +106,6 @@ class ShrinkingSignal(Rule):
         yield Example("a zero head", lambda: synthetic.mlp(deep, overrides={"head.weight": "zeros"}))
         yield Example("PyTorch's default, 11 layers", lambda: synthetic.mlp(deep, default), ("blocks.0.fc",))
         yield Example("one layer of std 1e-4", lambda: synthetic.mlp(deep, overrides=cliff), ("blocks.3.fc",))
-        yield Example("std 1e-3 everywhere", lambda: synthetic.mlp(deep, synthetic.normal(1e-3)), ("blocks.0.fc",))
+        yield Example(
+            "std 1e-3 everywhere", lambda: synthetic.mlp(deep, synthetic.normal(1e-3)), ("blocks.0.fc",)
+        )

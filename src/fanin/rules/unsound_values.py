@@ -175,12 +175,18 @@ def _parameters(trial: Trial, start: Step) -> list[Parameter]:
 
 
 def _non_finite_input(trial: Trial, start: Step) -> Observation | None:
-    """What the network is given, where it is not finite. A layer that the batch reaches only in a sum with what
-    other layers made of it does not count: theirs may be the fault."""
-    layers = trial.spec.layers
-    first = {layer.path for layer in layers if layer.inputs == (NETWORK_INPUT,)} or {layers[0].path}
+    """What the network is given, where it is not finite."""
+    entrances = _fed_by_the_batch(trial)
     seen = start.of(Role.INPUT).values()
-    return next((o for o in seen if o.layer in first and o.summary.non_finite), None)
+    return next((o for o in seen if o.layer in entrances and o.summary.non_finite), None)
+
+
+def _fed_by_the_batch(trial: Trial) -> set[str]:
+    """Layers that are given the batch and nothing else; the first one where that is not known. What the batch
+    reaches in a sum with other layers' outputs does not count: theirs may be the fault."""
+    layers = trial.spec.layers
+    alone = {layer.path for layer in layers if layer.inputs == (NETWORK_INPUT,)}
+    return alone or {layer.path for layer in layers[:1]}
 
 
 def _is_absurd(summary: TensorSummary) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
 from fanin.adapters.base import Adapter, Watching, WatchPlan
+from fanin.adapters.torch.awaiting import Awaited
 from fanin.adapters.torch.describe import model_spec
 from fanin.adapters.torch.examining import examine
 from fanin.adapters.torch.sources import recording
@@ -44,6 +46,10 @@ class TorchAdapter(Adapter):
     def examine(self, model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
         """See Adapter."""
         return examine(model, batch, loss_fn, needs)
+
+    def await_training(self, start: Callable[[Any], Any]) -> None:
+        """See Adapter."""
+        Awaited(start)
 
     def recording_sources(self) -> AbstractContextManager[None]:
         """See Adapter."""

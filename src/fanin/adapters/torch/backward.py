@@ -23,7 +23,7 @@ _original: Callable[..., Any] = torch.autograd.backward
 def listen(listener: Listener) -> None:
     """Tell this listener of every backward pass."""
     if not _listeners and torch.autograd.backward is _original:
-        torch.autograd.backward = _announced
+        torch.autograd.backward = _announced  # type: ignore[assignment]
     _listeners.append(listener)
 
 

@@ -56,6 +56,7 @@ class Draft:
         index: Its number.
         worker: The rank that sees it.
         needed: What to keep.
+        versions: How often the parameters had been written to when it began.
         loss: Of its first backward pass.
         differentiated: Whether a gradient has arrived.
         stepped: Whether an optimizer has used the gradients.
@@ -65,6 +66,7 @@ class Draft:
     index: int
     worker: int
     needed: Needed
+    versions: int = 0
     loss: Tensor | float | None = None
     differentiated: bool = False
     stepped: bool = False
@@ -96,11 +98,9 @@ class Draft:
 
     def finished(self) -> Step:
         """The step, after one transfer of whatever is still on a device."""
-        waiting = [s for s in self._seen.values() if isinstance(s.result, Measurement)]
-        for seen, summary in zip(
-            waiting, read([s.result for s in waiting if isinstance(s.result, Measurement)]), strict=True
-        ):
-            seen.result = summary
+        waiting = {key: s.result for key, s in self._seen.items() if isinstance(s.result, Measurement)}
+        for key, summary in zip(waiting, read(list(waiting.values())), strict=True):
+            self._seen[key].result = summary
         return Step(self.index, Mode.TRAIN, tuple(self._observations()), self._losses())
 
     def _observations(self) -> Iterable[Observation]:

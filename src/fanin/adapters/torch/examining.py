@@ -24,7 +24,9 @@ BATCH_FORMS = "(inputs, targets), a mapping, a tensor, or an iterable of these s
 
 def examine(model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
     """See `fanin.adapters.base.Adapter.examine`."""
-    plain = getattr(model, "_orig_mod", model)  # a compiled model's own modules, which the compiler would bypass
+    plain = getattr(
+        model, "_orig_mod", model
+    )  # a compiled model's own modules, which the compiler would bypass
     steps: list[tuple[Step, ModelSpec]] = []
     plan = WatchPlan(needs, 1, lambda step, spec: steps.append((step, spec)), on_error="raise")
     with untouched(plain), torch.inference_mode(False), torch.enable_grad():
@@ -147,10 +149,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _loss(output: Any, target: Any, loss_fn: Callable[[Any, Any], Any] | None) -> Tensor:
-    if loss_fn is None:
-        loss = _own_loss(output)
-    else:
-        loss = _computed_loss(output, target, loss_fn)
+    loss = _own_loss(output) if loss_fn is None else _computed_loss(output, target, loss_fn)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise LossError(

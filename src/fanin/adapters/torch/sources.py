@@ -165,6 +165,6 @@ def _is_ours(file: str) -> bool:
     """Whether a frame belongs to torch, to fanin (its examples are a user's code), or to Python itself."""
     if file.startswith(_EXAMPLES):
         return False
-    if file.startswith("<frozen") or file.startswith((_TORCH, _FANIN)):
+    if file.startswith(("<frozen", _TORCH, _FANIN)):
         return True
     return file.startswith(_STANDARD) and not any(part in file for part in _LIBRARIES)

@@ -17,8 +17,8 @@ from torch import Tensor
 from fanin.summary import (
     BIN_SHIFT,
     BINS_PER_SIGN,
-    Floats,
     MOMENT_LIMIT,
+    Floats,
     Histogram,
     TensorSummary,
     UnitSummary,
@@ -30,6 +30,10 @@ STATISTICS: Final = ("count", "nan", "inf", "zeros", "mean", "m2", "minimum", "m
 
 BINS: Final = 2 * BINS_PER_SIGN
 """Bins of a dense histogram."""
+
+PIECE: Final = 2**18
+"""Values looked at together on a CPU: their float64 copies (2 MiB) stay in the cache and in memory that the process
+already has. Whole tensors of 10^6 took 12 ms instead of 2, nearly all of it page faults."""
 
 WITHOUT_FLOAT64: Final = frozenset({"mps"})
 """Device types that cannot compute in float64; their tensors are brought to the CPU first."""
@@ -62,9 +66,8 @@ def measure(
         offset: Position of the first value of each unit in the whole tensor, when this is a piece of it.
     """
     values = _plain(tensor)
-    rows = values.reshape(1, -1) if unit_axis is None else values.movedim(unit_axis, 0).flatten(1)
     return Measurement(
-        state=_state(rows.double(), offset if unit_axis is not None else None),
+        state=_state(values, unit_axis, offset),
         counts=_counts(values) if histogram else None,
         per_unit=unit_axis is not None,
     )
@@ -102,58 +105,101 @@ def _plain(tensor: Tensor) -> Tensor:
     return values.cpu() if values.device.type in WITHOUT_FLOAT64 else values
 
 
-def _state(rows: Tensor, offset: int | None) -> Tensor:
-    """[len(STATISTICS) * units] of rows [units, values]; the projection only where units count (offset given)."""
-    units, length = rows.shape
-    if length == 0:
-        empty = rows.new_zeros(len(STATISTICS), units)
-        empty[6], empty[7] = torch.inf, -torch.inf
-        return empty.flatten()
-    low, high = rows.aminmax(dim=1)
-    if rows.device.type == "cpu" and bool((low.isfinite() & high.isfinite()).all()):
-        nan = inf = rows.new_zeros(units)  # extremes carry NaN and infinities, so there are none
-        finite = None
-        kept = rows
+def _state(values: Tensor, unit_axis: int | None, offset: int) -> Tensor:
+    """[len(STATISTICS) * columns]: a column for each unit, or for each piece of a tensor without units."""
+    if unit_axis is not None:
+        rows = values.movedim(unit_axis, 0).flatten(1)
+        pieces = rows.split(max(1, PIECE // max(1, rows.shape[1]))) if _on_cpu(values) else (rows,)
     else:
-        finite = rows.isfinite()
-        nan, inf = rows.isnan().sum(1), rows.isinf().sum(1)
-        low = rows.where(finite, torch.inf).amin(1)
-        high = rows.where(finite, -torch.inf).amax(1)
-        kept = rows.where(finite, 0.0)
-    count = length - nan - inf
+        flat = values.reshape(1, -1)
+        pieces = flat.split(PIECE, dim=1) if _on_cpu(values) else (flat,)
+    return torch.cat([_columns(piece, unit_axis, offset) for piece in pieces], dim=1).flatten()
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def _columns(rows: Tensor, unit_axis: int | None, offset: int) -> Tensor:
+    """[len(STATISTICS), units] of rows [units, values]; the projection only where there is a unit axis."""
+    if rows.numel() == 0:
+        return _nothing(len(rows), rows.device)
+    wide = rows.double()
+    low, high, nan, inf, kept = _finite(wide)
+    count = rows.shape[1] - nan - inf
     mean = kept.sum(1) / count.clamp(min=1)
-    projection = kept.new_zeros(units) if offset is None else kept @ _weights(length, offset, rows.device)
-    # `rows.double()` is a copy of ours for every dtype but float64: there the deviations need memory of their own.
+    zeros = torch.zeros_like(
+        mean
+    )  # counted over the whole tensor: torch counts along an axis three times slower
+    zeros[0] = rows.numel() - torch.count_nonzero(rows)
+    along = mean.new_zeros(len(rows)) if unit_axis is None else kept @ _weights(kept, offset)
+    m2 = _squared_deviations(kept, mean, count, wide.isfinite() if kept is not wide else None)
+    return torch.stack([v.double() for v in (count, nan, inf, zeros, mean, m2, low, high, along)])
+
+
+def _nothing(units: int, device: torch.device) -> Tensor:
+    """The state of units without values."""
+    empty = torch.zeros(len(STATISTICS), units, dtype=torch.float64, device=device)
+    empty[STATISTICS.index("minimum")] = torch.inf
+    empty[STATISTICS.index("maximum")] = -torch.inf
+    return empty
+
+
+def _finite(wide: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Extremes of the finite values, NaN and infinities, each [units], and the values with those made zero."""
+    low, high = wide.amin(1), wide.amax(1)  # ten times faster than aminmax(dim=1) in torch 2.13
+    none = torch.zeros_like(low)
+    if _on_cpu(wide):  # looking costs nothing there; on an accelerator it would wait for the device
+        largest = torch.maximum(low.abs(), high.abs()).max()  # NaN and infinities show in the extremes
+        if largest <= MOMENT_LIMIT:
+            return low, high, none, none, wide
+    finite = wide.isfinite()
+    low = wide.where(finite, torch.inf).amin(1)
+    high = wide.where(finite, -torch.inf).amax(1)
+    kept = wide.where(finite, 0.0).clamp_(-MOMENT_LIMIT, MOMENT_LIMIT)
+    return low, high, wide.isnan().sum(1), wide.isinf().sum(1), kept
+
+
+def _squared_deviations(kept: Tensor, mean: Tensor, count: Tensor, finite: Tensor | None) -> Tensor:
+    """M2 [units] by the corrected two-pass algorithm (Chan et al. 1983, eq. 1.7): the rounding of the mean leaves
+    through the sum of deviations."""
     deviations = kept - mean[:, None]
     if finite is not None:
         deviations = deviations.where(finite, 0.0)
-    rest = deviations.sum(1)  # zero but for rounding; Chan's correction takes its square out of M2
-    m2 = torch.linalg.vecdot(deviations, deviations) - rest**2 / count.clamp(min=1)
-    zeros = length - torch.count_nonzero(rows, dim=1)
-    return torch.stack(
-        [v.double() for v in (count, nan, inf, zeros, mean, m2.clamp(min=0), low, high, projection)]
-    ).flatten()
+    rest = deviations.sum(1)
+    squares = torch.dot(deviations[0], deviations[0])[None] if len(kept) == 1 else deviations.square_().sum(1)
+    return (squares - rest**2 / count.clamp(min=1)).clamp_(min=0)
 
 
-def _weights(length: int, offset: int, device: torch.device) -> Tensor:
-    return torch.from_numpy(projection_weights(length, offset)).to(device, non_blocking=True)
+def _weights(like: Tensor, offset: int) -> Tensor:
+    """[length] of `projection_weights`, on the tensor's device."""
+    weights = torch.from_numpy(projection_weights(like.shape[1], offset))
+    return weights.to(like.device, non_blocking=True)
 
 
 def _counts(values: Tensor) -> Tensor:
     """[BINS] int64: how many values share each pattern of upper bits of their float32."""
+    flat = values.flatten()
+    if _on_cpu(values):
+        counts = torch.zeros(BINS, dtype=torch.int64)
+        for piece in flat.split(PIECE):
+            counts += torch.bincount(_bins(piece), minlength=BINS)
+        return counts
+    # bincount's output size depends on the data, so on an accelerator it would wait for the device.
+    bins = _bins(flat)
+    return torch.zeros(BINS, dtype=torch.int64, device=flat.device).scatter_add_(
+        0, bins, torch.ones_like(bins)
+    )
+
+
+def _bins(values: Tensor) -> Tensor:
+    """[n] int64: the upper bits of each value's float32."""
     if (
         values.dtype == torch.float64
     ):  # finite values beyond float32 stay finite: they go to its outermost bin
         limit = torch.finfo(torch.float32).max
         values = values.where(values.isinf(), values.clamp(-limit, limit))
-    bits = values.float().flatten().view(torch.int32)
-    names = bits.bitwise_right_shift(BIN_SHIFT).bitwise_and_(BINS - 1).long()
-    if names.device.type == "cpu":
-        return torch.bincount(names, minlength=BINS)
-    # bincount's output size depends on the data, so on an accelerator it would wait for the device.
-    return torch.zeros(BINS, dtype=torch.int64, device=names.device).scatter_add_(
-        0, names, torch.ones_like(names)
-    )
+    return values.float().view(torch.int32).bitwise_right_shift(BIN_SHIFT).bitwise_and_(BINS - 1).long()
 
 
 def _transfer(tensors: Sequence[Tensor]) -> list[np.ndarray]:

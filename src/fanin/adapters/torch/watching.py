@@ -44,7 +44,6 @@ class TorchWatching:
         self._depth = 0
         self._grad_enabled = True
         self._outer_error: BaseException | None = None
-        self._optimizer_seen = False
         self._root: Tensor | None = None
         self._thread = threading.get_ident()
         self._process = os.getpid()
@@ -130,6 +129,11 @@ class TorchWatching:
             exc_info=fault,
         )
 
+    def joins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Take part in a forward pass whose pre-hooks have been gathered without ours."""
+        self._guarded(self._begins, module, args, {})
+        self._guarded(self._enters, "", module, args)
+
     # -- the life of a step
 
     def _begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -167,10 +171,15 @@ class TorchWatching:
             self._draft.spec = self.spec
 
     def _is_over(self, draft: Draft) -> bool:
-        """Whether the forward pass that begins now belongs to a new step."""
-        if draft.stepped or not draft.differentiated:
-            return draft.stepped
-        return not self._optimizer_seen and self._gradients_are_fresh()
+        """Whether the forward pass that begins now belongs to a new step: the parameters have been updated since, or
+        the gradients reset. Otherwise gradients accumulate, and it is part of the same step."""
+        if not draft.differentiated:
+            return False
+        return draft.stepped or draft.versions != self._versions() or self._gradients_are_fresh()
+
+    def _versions(self) -> int:
+        """Grows with every in-place write to a parameter, whoever makes it."""
+        return sum(known.tensor._version for known in self._tracer.parameters())
 
     def _gradients_are_fresh(self) -> bool:
         """Whether gradients have been reset; looks at the smallest one, so that it costs nothing."""
@@ -181,7 +190,6 @@ class TorchWatching:
         mine = {id(known.tensor) for known in self._tracer.parameters()}
         if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             return
-        self._optimizer_seen = True
         if self._draft is not None and self._draft.differentiated:
             self._draft.stepped = True
             if self._done == self.plan.steps - 1:

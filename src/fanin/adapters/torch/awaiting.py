@@ -1,0 +1,53 @@
+"""Waiting for the training of a script that knows nothing of us: the first model that trains is the one.
+
+Until then the lines that write parameters are noted. The model is the outermost module that is called in train mode
+with parameters to train; it is handed over before its first forward pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from fanin.adapters.torch.sources import Recorder
+from fanin.adapters.torch.watching import TorchWatching
+
+log = logging.getLogger("fanin")
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+"""Modules that only distribute another: that one is the model, by its own names."""
+
+
+class Awaited:
+    """The model that is going to train."""
+
+    def __init__(self, start: Callable[[Any], TorchWatching]) -> None:
+        self._start = start
+        self._process, self._thread = os.getpid(), threading.get_ident()
+        self._recorder = Recorder()
+        self._recorder.start()
+        self._handle = register_module_forward_pre_hook(self._called)
+
+    def _called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A module is called. Of a model's modules the outermost is called first, so the first to train is it."""
+        elsewhere = os.getpid() != self._process or threading.get_ident() != self._thread
+        if elsewhere or isinstance(module, WRAPPERS) or not _trains(module):
+            return
+        self._handle.remove()
+        self._recorder.stop()
+        try:
+            self._start(module).joins(module, args)
+        except Exception as fault:  # noqa: BLE001  # the script must not suffer from us
+            log.warning("fanin cannot watch %s: %s", type(module).__name__, fault)
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether this call belongs to a training: train mode, gradients on, and something to train."""
+    return module.training and torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
