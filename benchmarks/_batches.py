@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-type Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor]
 
 
 def images(count: int, side: int, *, channels: int = 3, classes: int = 10, seed: int = 0) -> Batch:

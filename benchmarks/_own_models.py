@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,7 +12,7 @@ from torch.nn import functional
 def mlp(*widths: int) -> nn.Sequential:
     """A plain ReLU network with he_normal weights."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for taken, made in zip(widths, widths[1:], strict=False):
+    for taken, made in pairwise(widths):
         layers += [nn.Linear(taken, made), nn.ReLU()]
     return _he(nn.Sequential(*layers[:-1]))
 
@@ -35,7 +37,7 @@ def small_cnn() -> nn.Sequential:
     )
 
 
-def _he[M: nn.Module](model: M) -> M:
+def _he(model: nn.Sequential) -> nn.Sequential:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -13,18 +13,28 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
 from _batches import images, segments, tokens, waves
 from _own_models import MiniGPT, Recurrent, ResNet, UNet, autoencoder, dense_autoencoder, mlp
+from torch import Tensor, nn
+from torch.nn import functional
 
 CLASSES = 10
 
 OPERATORS = (
-    "nms qnms roi_align qroi_align _roi_align_backward roi_pool _roi_pool_backward ps_roi_align "
-    "_ps_roi_align_backward ps_roi_pool _ps_roi_pool_backward deform_conv2d _deform_conv2d_backward"
-).split()
+    "nms",
+    "qnms",
+    "roi_align",
+    "qroi_align",
+    "_roi_align_backward",
+    "roi_pool",
+    "_roi_pool_backward",
+    "ps_roi_align",
+    "_ps_roi_align_backward",
+    "ps_roi_pool",
+    "_ps_roi_pool_backward",
+    "deform_conv2d",
+    "_deform_conv2d_backward",
+)
 """What torchvision expects its compiled part to have declared."""
 
 
@@ -260,18 +270,27 @@ MASKED: dict[str, dict[str, Any]] = {
 """Models that fill gaps."""
 
 SEQUENCE: dict[str, dict[str, Any]] = {
-    "T5": {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 4, "num_heads": 4},
+    "T5": {
+        "d_model": 128,
+        "d_kv": 32,
+        "d_ff": 512,
+        "num_layers": 4,
+        "num_heads": 4,
+        "decoder_start_token_id": 0,
+    },
     "Bart": {
         "d_model": 128,
-        **{f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 4), ("ffn_dim", 512))},
+        **{
+            f"{side}_{what}": n
+            for side in ("encoder", "decoder")
+            for what, n in (("layers", 4), ("ffn_dim", 512))
+        },
         "encoder_attention_heads": 4,
         "decoder_attention_heads": 4,
         "max_position_embeddings": 128,
     },
 }
 """Models from text to text."""
-
-TEXT_TASKS = {"CausalLM": CAUSAL, "MaskedLM": MASKED, "Seq2Seq": SEQUENCE}
 
 SEQUENCE_HEAD = "ForConditionalGeneration"
 
@@ -281,10 +300,14 @@ def _transformers() -> Iterator[Case]:
 
     for name, settings in CAUSAL.items():
         heads = (f"{name}LMHeadModel", f"{name}ForCausalLM")
-        yield Case(name, "transformers", partial(_hugging, transformers, name, heads, settings), _language, None)
+        yield Case(
+            name, "transformers", partial(_hugging, transformers, name, heads, settings), _language, None
+        )
     for name, settings in MASKED.items():
         heads = (f"{name}ForMaskedLM",)
-        yield Case(name, "transformers", partial(_hugging, transformers, name, heads, settings), _masked, None)
+        yield Case(
+            name, "transformers", partial(_hugging, transformers, name, heads, settings), _masked, None
+        )
     for name, settings in SEQUENCE.items():
         heads = (f"{name}{SEQUENCE_HEAD}",)
         yield Case(name, "transformers", partial(_hugging, transformers, name, heads, settings), _pair, None)
@@ -298,12 +321,16 @@ def _transformers_other(library: Any) -> Iterator[Case]:
     yield Case("ViT", "transformers", partial(_hugging, library, "ViT", heads, vit), _named_images, None)
     sound = {**SMALL, "conv_dim": (64,) * 7, "num_labels": CLASSES, "apply_spec_augment": False}
     heads = ("Wav2Vec2ForSequenceClassification",)
-    yield Case("Wav2Vec2", "transformers", partial(_hugging, library, "Wav2Vec2", heads, sound), _sounds, None)
+    yield Case(
+        "Wav2Vec2", "transformers", partial(_hugging, library, "Wav2Vec2", heads, sound), _sounds, None
+    )
     whisper = {**SEQUENCE["Bart"], "max_source_positions": 100, "decoder_start_token_id": 0}
     whisper |= {"pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1}
     del whisper["max_position_embeddings"]
     heads = (f"Whisper{SEQUENCE_HEAD}",)
-    yield Case("Whisper", "transformers", partial(_hugging, library, "Whisper", heads, whisper), _spectra, None)
+    yield Case(
+        "Whisper", "transformers", partial(_hugging, library, "Whisper", heads, whisper), _spectra, None
+    )
 
 
 def _hugging(library: Any, name: str, heads: tuple[str, ...], settings: dict[str, Any]) -> nn.Module:

@@ -14,9 +14,8 @@ from click.testing import CliRunner, Result
 from fanin import reports
 from fanin.cli import EXITS, FORMATS, main
 from fanin.finding import Verdict
-from fanin.scheme import HE_NORMAL
 from fanin.stores import open_store
-from fanin.synthetic import mlp, scaled
+from fanin.synthetic import mlp
 from fanin.trial import Trial
 
 COMMANDS = sorted(main.commands)
@@ -58,7 +57,7 @@ def stored(trial: Trial, place: Path) -> str:
 def trials(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("trials")
     healthy = mlp()
-    poor = mlp(overrides={"blocks.3.fc.weight": scaled(HE_NORMAL, 1e-4)})
+    poor = mlp(overrides={"blocks.3.fc.weight": "zeros"})
     return {
         "healthy": stored(healthy, root / "healthy"),
         "poor": stored(poor, root / "poor"),

@@ -27,7 +27,7 @@ loaded = True
 """
 FAKE_HOOK = """
 import os, sys, torch
-def install():
+def install(framework):
     print("hook", torch.loaded, "fanin" in sys.modules, os.environ["FANIN_STEPS"], file=sys.stderr)
     {more}
 """
@@ -171,7 +171,7 @@ def fakes(here: Path) -> Path:
         {
             "torch/__init__.py": FAKE_TORCH,
             "torch/part.py": "import sys; print('part', file=sys.stderr)",
-            "fanin/adapters/torch/autowatch.py": FAKE_HOOK.format(more=""),
+            "fanin/autowatch.py": FAKE_HOOK.format(more=""),
         },
     )
     return here / "fakes"
@@ -209,7 +209,7 @@ def test_a_torch_that_cannot_be_imported_fails_as_it_would(fakes: Path) -> None:
     "more", ["raise RuntimeError('ours')", "import fanin_no_such", "assert False, 'two\\nlines'"]
 )
 def test_what_the_hook_raises_is_one_line_and_harms_nothing(more: str, fakes: Path) -> None:
-    packages(fakes, {"fanin/adapters/torch/autowatch.py": FAKE_HOOK.format(more=more)})
+    packages(fakes, {"fanin/autowatch.py": FAKE_HOOK.format(more=more)})
     code, out, err = with_fakes(fakes, "import torch; print(torch.loaded)")
     assert (code, out) == (0, "True\n")
     assert [line for line in err.splitlines() if line.startswith("fanin: ")] == err.splitlines()[-1:]
@@ -217,7 +217,7 @@ def test_what_the_hook_raises_is_one_line_and_harms_nothing(more: str, fakes: Pa
 
 def test_an_interpreter_without_fanin_says_so_in_one_line(fakes: Path) -> None:
     missing = "raise ModuleNotFoundError(name='fanin')"
-    packages(fakes, {"fanin/adapters/torch/autowatch.py": missing})
+    packages(fakes, {"fanin/autowatch.py": missing})
     code, _, err = with_fakes(fakes, "import torch")
     assert code == 0
     assert err.splitlines()[-1] == f"fanin: nothing will be watched: {PYTHON} has no module fanin"

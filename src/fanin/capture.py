@@ -57,7 +57,14 @@ def watch(
     if steps < 1:
         raise UsageError("steps must be positive", got=str(steps), expected="1 or more", next_step="try 10")
     asked = tuple(load_rules() if rules is None else rules)
-    return Watch(model, trial, steps, asked, on_error, {"optimizer": _brief(optimizer)} if optimizer else {})
+    return Watch(
+        model,
+        trial,
+        steps,
+        asked,
+        on_error,
+        {"optimizer": _brief(optimizer)} if optimizer is not None else {},
+    )
 
 
 class Watch:
@@ -81,8 +88,10 @@ class Watch:
         self._store = MemoryStore() if trial is None else open_store(trial)
         self._writer = self._store.begin(worker, about(adapter.describe(model).framework) | notes)
         self._described: ModelSpec | None = None
+        self._steps = steps
         self._on_error = on_error
-        self._closed = False
+        self._closed = self._written = False
+        self._process = os.getpid()
         self.watching = adapter.watch(model, WatchPlan(needs(rules), steps, self._keep, on_error, worker))
         atexit.register(self.close)
 
@@ -110,28 +119,39 @@ class Watch:
         return self._store.load()
 
     def loss(self, value: Any) -> None:
-        """State the loss of the current step, where it cannot be found: no `backward` is called on it."""
+        """State the loss of the current step, before the optimizer's step, where it cannot be found: no `backward` is
+        called on it, or on a multiple of it."""
         self.watching.loss(value)
 
     def close(self) -> None:
-        """Take the hooks away and mark the trial complete; idempotent."""
+        """Take the hooks away and mark the trial complete; idempotent. A forked child leaves the trial alone."""
         if self._closed:
             return
         self._closed = True
         atexit.unregister(self.close)
         self.watching.detach()
-        try:
-            self._writer.close()
-        except StoreError as fault:
-            if self._on_error == "raise":
-                raise
-            log.warning("fanin could not write the whole trial; training is not affected\n%s", fault)
+        if os.getpid() == self._process:
+            self._complete()
 
     def _keep(self, step: Step, spec: ModelSpec) -> None:
         if spec != self._described:
             self._writer.describe(spec)
             self._described = spec
         self._writer.append(step)
+        if step.index == self._steps - 1:
+            self._complete()  # now, rather than when the training ends, which may be days later or by a signal
+
+    def _complete(self) -> None:
+        """Mark the trial complete, once."""
+        if self._written:
+            return
+        self._written = True
+        try:
+            self._writer.close()
+        except StoreError as fault:
+            if self._on_error == "raise":
+                raise
+            log.warning("fanin could not write the whole trial; training is not affected\n%s", fault)
 
 
 def _brief(optimizer: Any) -> str:

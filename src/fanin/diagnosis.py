@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from fanin.finding import Diagnosis, Finding, Missing, Origin, Scope, Verdict
+from fanin.finding import Diagnosis, Finding, Missing, Origin, Scope, Severity, Verdict
 from fanin.judgement import Result
 from fanin.trial import ModelSpec, Trial
 
@@ -21,12 +21,15 @@ def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
         return _documented_alone(documented)
     findings = [f for r in ours for f in r.findings]
     missing = tuple(_missing(trial, ours))
-    origins = _origins(trial.spec, findings)
+    origins = _origins(trial.spec, [f for f in findings if f.severity is Severity.FAULT])
+    explained = {layer for o in origins for layer in (*_reach(o.finding), *o.downstream)}
+    notes = [f for f in findings if f.severity is Severity.NOTE and f.layer not in explained]
     verdict = _verdict(origins, missing)
     said = _verdict_of(documented) if documented else None
     return Diagnosis(
         verdict=verdict,
         origins=origins,
+        notes=tuple(notes),
         missing=missing,
         why=_why(trial, verdict, origins, missing),
         next_step=_next_step(verdict, origins, missing),
@@ -157,7 +160,7 @@ def _next_step(verdict: Verdict, origins: Sequence[Origin], missing: Sequence[Mi
 
 
 REASONS = {
-    "ratio": "the variance of activation inputs differs by design where sums, pooling and norms set the scale",
+    "variance": "the variance of activation inputs differs by design where sums, pooling and norms set the scale",
     "gradient": "the width of the gradient's distribution has units of loss per weight: it depends on batch size, "
     "width, classes and the loss's scale",
     "loss": "ten noisy steps say little about a loss",

@@ -25,6 +25,13 @@ class Scope(StrEnum):
     EVERYWHERE = "everywhere"
 
 
+class Severity(StrEnum):
+    """What training makes of it: a FAULT spoils it or slows it down much; a NOTE is unusual, and training recovers."""
+
+    FAULT = "fault"
+    NOTE = "note"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One measurement outside what a rule expects.
@@ -44,6 +51,7 @@ class Finding:
         tensor: Full name of the tensor concerned, where it is one.
         source: The line that last wrote the parameter; None where that cannot be known.
         workers: The ranks that saw it.
+        severity: Whether it makes a start poor.
     """
 
     code: str
@@ -60,6 +68,7 @@ class Finding:
     tensor: str = ""
     source: SourceLine | None = None
     workers: tuple[int, ...] = (0,)
+    severity: Severity = Severity.FAULT
 
     @property
     def evidence(self) -> str:
@@ -106,6 +115,7 @@ class Diagnosis:
     Attributes:
         verdict: healthy, poor or undecided.
         origins: Faults by precedence, then forward order.
+        notes: What is unusual and no fault.
         missing: What kept rules from deciding.
         why: One sentence.
         next_step: One sentence: what to do.
@@ -118,6 +128,7 @@ class Diagnosis:
 
     verdict: Verdict
     origins: tuple[Origin, ...] = ()
+    notes: tuple[Finding, ...] = ()
     missing: tuple[Missing, ...] = ()
     why: str = ""
     next_step: str = ""
@@ -128,5 +139,6 @@ class Diagnosis:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All findings: each origin, then its symptoms."""
-        return tuple(f for origin in self.origins for f in (origin.finding, *origin.symptoms))
+        """All findings: each origin, then its symptoms; notes come last."""
+        faults = (f for origin in self.origins for f in (origin.finding, *origin.symptoms))
+        return (*faults, *self.notes)

@@ -68,7 +68,8 @@ class Interval:
         return Interval(self.low - other.high, self.high - other.low)
 
     def __str__(self) -> str:
-        return f"{self.low:.3g}..{self.high:.3g}"
+        low, high = f"{self.low:.3g}", f"{self.high:.3g}"
+        return low if low == high else f"{low}..{high}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

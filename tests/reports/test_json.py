@@ -49,6 +49,7 @@ def test_a_finding_holds_all_that_is_known_of_it() -> None:
         "is_initialization": True,
         "layer": "blocks.7.fc1",
         "layers": ["blocks.7.fc1"],
+        "severity": "fault",
         "scope": "layer",
         "step": 0,
         "quantity": "Var[out]/Var[in]",

@@ -9,8 +9,11 @@ must work in every Python 3 that a script may start, with or without fanin, and 
 import os
 import sys
 
-HOOKS = {"torch": "fanin.adapters.torch.autowatch"}
-"""Framework -> module of ours whose `install()` is called once that framework has been imported."""
+FRAMEWORKS = ("torch",)
+"""Modules whose import we wait for."""
+
+HOOK = "fanin.autowatch"
+"""Module of ours whose `install(framework)` is called once one of them has been imported."""
 
 
 class Waiting:
@@ -18,7 +21,7 @@ class Waiting:
 
     def find_spec(self, name, path=None, target=None):
         """The spec that the other finders give, its loader followed by our hook."""
-        if name not in HOOKS or path is not None:
+        if name not in FRAMEWORKS or path is not None:
             return None
         for finder in list(sys.meta_path):
             find = getattr(finder, "find_spec", None)
@@ -49,7 +52,7 @@ def watch(name):
     try:
         from importlib import import_module
 
-        import_module(HOOKS[name]).install()
+        import_module(HOOK).install(name)
     except ModuleNotFoundError as error:
         say("nothing will be watched: " + sys.executable + " has no module " + str(error.name))
     except Exception as error:  # noqa: BLE001 - whatever happens to us, the script goes on

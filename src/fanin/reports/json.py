@@ -63,13 +63,13 @@ def _version() -> str:
 
 
 def _findings(diagnosis: Diagnosis) -> list[dict[str, Any]]:
-    """Each origin, then its symptoms, which hold the origin's place in this list."""
+    """Each origin, then its symptoms, which hold the origin's place in this list; notes come last."""
     found: list[dict[str, Any]] = []
     for origin in diagnosis.origins:
         place = len(found)
         found.append(_finding(origin.finding) | {"downstream": list(origin.downstream)})
         found.extend(_finding(symptom, place) for symptom in origin.symptoms)
-    return found
+    return found + [_finding(note) for note in diagnosis.notes]
 
 
 def _finding(finding: Finding, symptom_of: int | None = None) -> dict[str, Any]:
@@ -81,6 +81,7 @@ def _finding(finding: Finding, symptom_of: int | None = None) -> dict[str, Any]:
         "is_initialization": cause.is_initialization if cause else None,
         "layer": finding.layer,
         "layers": list(finding.layers),
+        "severity": finding.severity.value,
         "scope": finding.scope.value,
         "step": finding.step,
         "quantity": finding.quantity,

@@ -40,6 +40,7 @@ def _lines(trial: Trial, diagnosis: Diagnosis, width: int) -> Iterator[Text]:
     yield from _rows(trial, diagnosis, width)
     yield from paragraph("loss", _loss(trial), width)
     yield from _also(diagnosis, width)
+    yield from _notes(diagnosis, width)
     yield from _lacks(diagnosis, width)
     yield from _cover(trial, width)
     yield from _documented(diagnosis, width)
@@ -68,7 +69,7 @@ def _head(trial: Trial, diagnosis: Diagnosis, width: int) -> list[Text]:
 def _place(trial: Trial, finding: Finding, room: int) -> str:
     """Where a fault lies, in words that fit: the type is left out first, then the middle of the name."""
     before, after = (
-        (" at ", "") if finding.scope is Scope.LAYER else (f" in {_reach(trial, finding)} from ", " on")
+        (" at ", "") if finding.scope is Scope.LAYER or len(finding.layers) == 1 else (f" in {_reach(trial, finding)} from ", " on")
     )
     path = escape(finding.layer) or "the model"
     kind = _kind(trial, finding.layer)
@@ -99,15 +100,20 @@ def _prose(diagnosis: Diagnosis, width: int) -> Iterator[Text]:
     """What was seen, what to do, and what may lie behind it."""
     finding = diagnosis.origins[0].finding if diagnosis.origins else None
     cause = finding.cause if finding else None
-    yield from paragraph("Why", diagnosis.why, width)
+    yield from paragraph("Why", _sentence(diagnosis.why), width)
     if finding and finding.quantity not in diagnosis.why:
         measured = _measurement(finding) + (
             "" if finding.message in diagnosis.why else f". {finding.message}"
         )
-        yield from paragraph("" if diagnosis.why else "Why", measured, width)
-    yield from paragraph("Next", diagnosis.next_step or (cause.remedy if cause else ""), width)
+        yield from paragraph("" if diagnosis.why else "Why", _sentence(measured), width)
+    yield from paragraph("Next", _sentence(diagnosis.next_step or (cause.remedy if cause else "")), width)
     if cause:
-        yield from paragraph("Maybe", cause.hypotheses, width)
+        yield from paragraph("Maybe", _sentence(cause.hypotheses), width)
+
+
+def _sentence(text: str) -> str:
+    """With a capital letter in front."""
+    return text[:1].upper() + text[1:]
 
 
 def _measurement(finding: Finding) -> str:
@@ -167,6 +173,15 @@ def _other(finding: Finding, width: int) -> list[Text]:
     why = f": {finding.cause.title}" if finding.cause else ""
     why = why if cell_len(where + why) <= room else ""
     return banner(label + Text(what + where + why), source, width)
+
+
+def _notes(diagnosis: Diagnosis, width: int) -> Iterator[Text]:
+    """What is unusual and no fault."""
+    for note in diagnosis.notes[:LISTED]:
+        source = f" ({note.source})" if note.source else ""
+        yield from paragraph("note", f"{note.code} at {note.layer}{source}: {note.message}", width)
+    if len(diagnosis.notes) > LISTED:
+        yield from paragraph("", f"and {counted(len(diagnosis.notes) - LISTED, 'further note')}", width)
 
 
 def _lacks(diagnosis: Diagnosis, width: int) -> Iterator[Text]:
@@ -239,12 +254,14 @@ def _counts(diagnosis: Diagnosis) -> str:
         parts.append(f"{other} of something else")
     if symptoms := sum(len(origin.symptoms) for origin in origins):
         parts.append(counted(symptoms, "symptom"))
+    if diagnosis.notes:
+        parts.append(counted(len(diagnosis.notes), "note"))
     if diagnosis.missing and diagnosis.verdict is Verdict.UNDECIDED:
         parts.append(f"{len(diagnosis.missing)} missing")
     return ", ".join(parts)
 
 
 def _explain(diagnosis: Diagnosis) -> str:
-    codes = [origin.finding.code for origin in diagnosis.origins]
+    codes = [finding.code for finding in diagnosis.findings]
     codes += [missing.code for missing in diagnosis.missing if missing.blocks]
     return f"fanin explain {codes[0]}" if codes else "fanin rules"

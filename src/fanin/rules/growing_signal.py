@@ -9,7 +9,7 @@ from typing import ClassVar
 from fanin import synthetic
 from fanin.cause import Cause
 from fanin.finding import Finding, Missing
-from fanin.propagation import gain_findings, stretch
+from fanin.propagation import CLIFF, Stretch, gain_findings, stretch
 from fanin.rule import Example, Need, Rule
 from fanin.scheme import HE_NORMAL
 from fanin.trial import Role, Trial
@@ -41,8 +41,8 @@ class GrowingSignal(Rule):
 
     When it is wrong
     ----------------
-    Residual sums without normalization grow by design; they count only as far as the weights themselves are too
-    large. Saturating activations (tanh, sigmoid) hide the growth, and this rule does not see them.
+    Residual sums without normalization grow by design: there only a layer that is off by a decade is blamed, and
+    growth without one leaves the verdict undecided. Saturating activations (tanh, sigmoid) hide the growth, and this rule does not see them.
 
     Fix
     ---
@@ -68,8 +68,18 @@ class GrowingSignal(Rule):
         if path is None:
             return
         tolerated = TOLERATED + path.noise
-        if path.decades > tolerated and path.excess >= tolerated / 2:
+        if path.decades <= tolerated:
+            return
+        if path.excess >= tolerated / 2 and (not path.has_sums or _a_layer_stands_out(path)):
             yield from gain_findings(self.code, self.name, path, +1, tolerated, Cause.GAIN_TOO_LARGE)
+        else:
+            yield Missing(
+                self.code,
+                f"the signal grows by {path.decades:.1f} decades before {path.head.layer.path}, and the scale of the "
+                "weights does not explain it",
+                "scale the end of each residual branch by 1/sqrt(branches), or normalize; train with fanin.watch to "
+                "see whether it matters",
+            )
 
     @classmethod
     def examples(cls) -> Iterator[Example]:
@@ -87,6 +97,11 @@ class GrowingSignal(Rule):
         yield Example(
             "one layer 10^4 too large", lambda: synthetic.mlp(deep, overrides=cliff), ("blocks.3.fc",)
         )
+
+
+def _a_layer_stands_out(path: Stretch) -> bool:
+    """Where branches are summed, a factor of two per layer is design; a factor of ten is not."""
+    return any(link.excess > CLIFF for link in path.links)
 
 
 def _doubled() -> synthetic.Init:

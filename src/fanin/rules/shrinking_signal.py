@@ -47,7 +47,8 @@ class ShrinkingSignal(Rule):
     -(3 + 3 sigma), sigma being the noise of a random draw (Hanin and Nica), **and** the weights explain it: the
     excesses log10(fan_in E[w^2] / gain^2) of the layers add up to at least half of that. A layer is a cliff when it
     is off by more than a decade and no more than half of the layers are off by a factor of two; otherwise it is a
-    slope.
+    slope. A slope is a fault. A single cliff downwards is a note: such a layer receives a whole gradient, grows in a
+    few steps, and training goes on as if nothing had been (measured: `benchmarks/results/cliffs.csv`).
 
     When it is wrong
     ----------------

@@ -37,6 +37,8 @@ class Awaited:
 
     def _called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module is called. Of a model's modules the outermost is called first, so the first to train is it."""
+        if torch.compiler.is_compiling():
+            return
         elsewhere = os.getpid() != self._process or threading.get_ident() != self._thread
         if elsewhere or isinstance(module, WRAPPERS) or not _trains(module):
             return

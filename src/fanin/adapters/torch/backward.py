@@ -8,43 +8,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-Listener = Callable[[Tensor | None], None]
-"""Told the root when backward begins, and None when it has ended."""
+
+class Listener(Protocol):
+    """Who is told of backward passes; they may nest (activation checkpointing)."""
+
+    def backward_begins(self, root: Tensor | None) -> None:
+        """Backward is called on this tensor, the first of several; None where it is not a tensor."""
+
+    def backward_ends(self) -> None:
+        """It has returned, or raised."""
+
 
 _listeners: list[Listener] = []
-_original: Callable[..., Any] = torch.autograd.backward
+_ours: Callable[..., Any] | None = None
+_theirs: Callable[..., Any] | None = None
 
 
 def listen(listener: Listener) -> None:
     """Tell this listener of every backward pass."""
-    if not _listeners and torch.autograd.backward is _original:
-        torch.autograd.backward = _announced  # type: ignore[assignment]
+    global _ours, _theirs
+    if not _listeners:
+        _theirs = torch.autograd.backward
+        _ours = torch.autograd.backward = _announced(_theirs)
     _listeners.append(listener)
 
 
 def unlisten(listener: Listener) -> None:
-    """Stop telling it; with the last one torch's own function comes back, unless somebody else replaced it since."""
+    """Stop telling it; with the last one the function that was there before comes back, unless somebody else has
+    replaced ours since: then ours stays beneath theirs and tells nobody."""
     if listener in _listeners:
         _listeners.remove(listener)
-    if not _listeners and torch.autograd.backward is _announced:
-        torch.autograd.backward = _original
+    if not _listeners and torch.autograd.backward is _ours and _theirs is not None:
+        torch.autograd.backward = _theirs
 
 
-@wraps(_original)
-def _announced(tensors: Tensor | Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
-    root = tensors if isinstance(tensors, Tensor) else next(iter(tensors), None)
-    _tell(root)
-    try:
-        return _original(tensors, *args, **kwargs)
-    finally:
-        _tell(None)
+def _announced(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(theirs)
+    def backward(tensors: Tensor | Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
+        roots = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+        told = tuple(_listeners)
+        for listener in told:
+            listener.backward_begins(roots[0] if roots and isinstance(roots[0], Tensor) else None)
+        try:
+            return theirs(roots, *args, **kwargs)
+        finally:
+            for listener in told:
+                listener.backward_ends()
 
-
-def _tell(root: Tensor | None) -> None:
-    for listener in tuple(_listeners):
-        listener(root)
+    return backward

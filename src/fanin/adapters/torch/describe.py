@@ -28,6 +28,20 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model within what `torch.compile(model)` returned; any other as it is."""
+    inner = model._modules.get("_orig_mod")
+    return model if inner is None else inner
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model or a module in it runs compiled."""
+    return any(
+        uncompiled(module) is not module or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
 def model_spec(model: nn.Module) -> ModelSpec:
     """The model without running it: layers in the order of construction."""
     first_names: dict[int, str] = {}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import nan
 
 from torch import Tensor
 
 from fanin.adapters.torch.statistics import Measurement, measure, read
+from fanin.adapters.torch.updates import Snapshot
 from fanin.rule import Need
 from fanin.summary import TensorSummary
 from fanin.trial import Mode, ModelSpec, Observation, Role, Step
@@ -56,7 +56,7 @@ class Draft:
         index: Its number.
         worker: The rank that sees it.
         needed: What to keep.
-        versions: How often the parameters had been written to when it began.
+        before: The trainable parameters when it began.
         loss: Of its first backward pass.
         differentiated: Whether a gradient has arrived.
         stepped: Whether an optimizer has used the gradients.
@@ -66,7 +66,7 @@ class Draft:
     index: int
     worker: int
     needed: Needed
-    versions: int = 0
+    before: Snapshot
     loss: Tensor | float | None = None
     differentiated: bool = False
     stepped: bool = False
@@ -88,19 +88,17 @@ class Draft:
         if detail is None or value.is_meta or ((role, tensor) in self._seen and not again):
             return
         axis = unit_axis if detail.units and value.ndim > 0 else None
-        result: Measurement | TensorSummary = measure(value, histogram=detail.histogram, unit_axis=axis)
-        if value.device.type == "cpu":
-            result = read([result])[
-                0
-            ]  # nothing to wait for, and a dense histogram is 400 times its sparse form
+        measured = measure(value, histogram=detail.histogram, unit_axis=axis)
+        # On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form.
+        result = read([measured])[0] if value.device.type == "cpu" else measured
         dtype = str(value.dtype).removeprefix("torch.")
         self._seen[role, tensor] = Seen(layer, tuple(value.shape), dtype, result)
 
     def finished(self) -> Step:
         """The step, after one transfer of whatever is still on a device."""
-        waiting = {key: s.result for key, s in self._seen.items() if isinstance(s.result, Measurement)}
-        for key, summary in zip(waiting, read(list(waiting.values())), strict=True):
-            self._seen[key].result = summary
+        waiting = [(s, s.result) for s in self._seen.values() if isinstance(s.result, Measurement)]
+        for (seen, _), summary in zip(waiting, read([measured for _, measured in waiting]), strict=True):
+            seen.result = summary
         return Step(self.index, Mode.TRAIN, tuple(self._observations()), self._losses())
 
     def _observations(self) -> Iterable[Observation]:
@@ -111,5 +109,4 @@ class Draft:
     def _losses(self) -> dict[int, float]:
         if self.loss is None:
             return {}
-        scalar = not isinstance(self.loss, Tensor) or self.loss.numel() == 1
-        return {self.worker: float(self.loss) if scalar else nan}
+        return {self.worker: float(self.loss)}

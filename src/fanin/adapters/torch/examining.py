@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fanin.adapters.base import WatchPlan
-from fanin.adapters.torch.describe import tensors_in
+from fanin.adapters.torch.describe import is_compiled, tensors_in, uncompiled
 from fanin.adapters.torch.restore import untouched
 from fanin.adapters.torch.watching import TorchWatching
 from fanin.errors import BatchError, LossError
@@ -24,12 +25,10 @@ BATCH_FORMS = "(inputs, targets), a mapping, a tensor, or an iterable of these s
 
 def examine(model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
     """See `fanin.adapters.base.Adapter.examine`."""
-    plain = getattr(
-        model, "_orig_mod", model
-    )  # a compiled model's own modules, which the compiler would bypass
+    plain = uncompiled(model)
     steps: list[tuple[Step, ModelSpec]] = []
     plan = WatchPlan(needs, 1, lambda step, spec: steps.append((step, spec)), on_error="raise")
-    with untouched(plain), torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), untouched(plain), _uncompiled(plain):
         _put_in_train_mode(plain)
         args, kwargs, target = _parts(_first(batch), loss_fn)
         _require_same_device(plain, (args, kwargs, target))
@@ -43,6 +42,13 @@ def examine(model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) 
     if not steps:
         raise _nothing_trained(plain)
     return Trial(steps[0][1], (steps[0][0],))
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """What is compiled runs as it was written meanwhile: the compiler would bypass the hooks."""
+    if is_compiled(model) and hasattr(torch.compiler, "set_stance"):  # since torch 2.6
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def _put_in_train_mode(model: nn.Module) -> None:
@@ -117,6 +123,8 @@ def _run(model: nn.Module, watching: TorchWatching, args: Any, kwargs: Any) -> A
     try:
         return model(*args, **kwargs)
     except Exception as error:
+        if watching.fault is not None:  # ours, and none of the model's
+            raise
         path = watching.failed_at or ""
         layer = model.get_submodule(path)
         shapes = ", ".join(f"{list(t.shape)} {str(t.dtype)[6:]}" for t in tensors_in((args, kwargs)))

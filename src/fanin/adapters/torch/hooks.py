@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
+
+import torch
 
 
 class Hook:
     """A callable to hang on a module or tensor.
 
-    A copy of the model (EMA, `torch.save(model)`) is another model: the hook that it carries does nothing.
+    A copy of the model (EMA, `torch.save(model)`) is another model: in place of the hook it carries a function of the
+    standard library that does nothing, so that it can be loaded where fanin is not installed. The compiler sees no
+    more of the hook than that it does nothing.
     """
 
     __slots__ = ("_call",)
 
-    def __init__(self, call: Callable[..., Any] | None = None) -> None:
+    def __init__(self, call: Callable[..., Any]) -> None:
         self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs) if self._call else None
+        return None if torch.compiler.is_compiling() else self._call(*args, **kwargs)
 
-    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
-        return Hook, ()
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
+        return getattr, (nullcontext(), "__exit__")  # takes whatever it is given, and returns None
 
 
 class Handles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -29,7 +30,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         UsageError: A model too large to be copied has changed its own parameters.
     """
     with ExitStack() as stack:
-        for preserve in (_random_state, _module_state, _buffers, _parameters, _gradients):
+        for preserve in (_random_state, _module_state, _lazy, _buffers, _parameters, _gradients):
             stack.callback(preserve(model))
         yield
 
@@ -66,19 +67,39 @@ def _module_state(model: nn.Module) -> Callable[[], None]:
 
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    return [(v, v.copy()) for v in vars(module).values() if isinstance(v, list | dict | set)]
+    return [(v, v.copy()) for v in vars(module).values() if isinstance(v, list | dict | set | deque)]
 
 
 def _refill(container: Any, content: Any) -> None:
     container.clear()
-    if isinstance(container, list):
+    if isinstance(container, list | deque):
         container.extend(content)
     else:
         container.update(content)
 
 
+def _lazy(model: nn.Module) -> Callable[[], None]:
+    """Lazy modules and their parameters, which change their class in their first pass."""
+    modules = [(m, type(m)) for m in model.modules()]
+    tensors = [(t, type(t)) for t in (*model.parameters(), *model.buffers()) if nn.parameter.is_lazy(t)]
+
+    def restore() -> None:
+        for module, kind in modules:
+            if type(module) is not kind:
+                module.__class__ = kind
+        for tensor, lazy in tensors:
+            if type(tensor) is not lazy:
+                tensor.data = tensor.new_empty(0)
+                tensor.__class__ = lazy
+
+    return restore
+
+
 def _buffers(model: nn.Module) -> Callable[[], None]:
-    saved = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
+    """Buffers, and the tensors that modules keep as plain attributes."""
+    plain = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
+    kept = {id(b): b for b in (*model.buffers(), *plain) if not (nn.parameter.is_lazy(b) or b.is_meta)}
+    saved = [(b, b.detach().clone()) for b in kept.values()]
 
     def restore() -> None:
         for buffer, before in saved:
@@ -140,12 +161,13 @@ def _verified(sums: list[tuple[nn.Parameter, tuple[int, int, int]]]) -> Callable
 
 
 def _gradients(model: nn.Module) -> Callable[[], None]:
-    saved = [(p, p.grad) for p in model.parameters()]
-    for parameter, _ in saved:
+    saved = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+    for parameter, _, _ in saved:
         parameter.grad = None
 
     def restore() -> None:
-        for parameter, gradient in saved:
+        for parameter, gradient, trainable in saved:
+            parameter.requires_grad_(trainable)
             parameter.grad = gradient
 
     return restore

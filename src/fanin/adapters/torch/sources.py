@@ -83,7 +83,7 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self._on:
+        if self._on and not torch.compiler.is_compiling():
             target = _written(func, args, kwargs or {})
             if target is not None:
                 self._note(target)

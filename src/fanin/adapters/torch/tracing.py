@@ -362,6 +362,8 @@ class _FunctionMode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         named = kwargs or {}
+        if torch.compiler.is_compiling():  # what the compiler traces, it must be able to trace without us
+            return func(*args, **named)
         self._tell("before", func, args, named)
         result = func(*args, **named)
         self._tell("after", func, args, named, result)
@@ -372,6 +374,7 @@ class _FunctionMode(TorchFunctionMode):
         if tracer is None:
             return
         try:
-            getattr(tracer, moment)(*call)
+            with torch._C.DisableTorchFunction():  # our own arithmetic is no business of others' modes
+                getattr(tracer, moment)(*call)
         except Exception as fault:  # noqa: BLE001  # a fault of ours must not end the user's training
             tracer.on_fault(fault)

@@ -3,6 +3,9 @@
 A step begins with a forward pass in train mode and ends with the optimizer's step, or, where no optimizer is seen,
 when the next forward pass begins on fresh gradients. Until then further passes belong to the same step (gradient
 accumulation). Passes in eval mode or without gradients are left alone.
+
+What is compiled cannot be watched while it runs: there a step begins with the first gradient that arrives, and only
+parameters, gradients and loss are seen.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from math import nan
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,34 +26,51 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from fanin.adapters.base import WatchPlan
 from fanin.adapters.torch import backward
-from fanin.adapters.torch.describe import framework, output_axis, tensors_in
+from fanin.adapters.torch.describe import framework, is_compiled, output_axis, tensors_in, uncompiled
 from fanin.adapters.torch.drafting import Draft, Needed
 from fanin.adapters.torch.hooks import Handles, Hook
 from fanin.adapters.torch.tracing import Tracer
+from fanin.adapters.torch.updates import Snapshot, gradients_are_fresh
 from fanin.trial import ModelSpec, Role
 
 log = logging.getLogger("fanin")
+
+FORWARD_UNSEEN = (
+    "the forward pass was not seen, because the model is compiled or its parts are called one by one: "
+    "only parameters, gradients and loss are known"
+)
+"""A note in the spec."""
 
 
 class TorchWatching:
     """Hangs on a model from construction until `detach`, or until the last planned step is over."""
 
     def __init__(self, model: nn.Module, plan: WatchPlan) -> None:
-        self.model = model
+        self.model = uncompiled(model)
         self.plan = plan
         self.detached = False
+        self.fault: Exception | None = None
         self._needed = Needed(plan.needs)
-        self._tracer = Tracer(model, self, self._fault)
+        self._tracer = Tracer(self.model, self, self._fault)
+        self._trainable = [k.tensor for k in self._tracer.parameters() if k.tensor.requires_grad]
         self._handles = Handles()
         self._draft: Draft | None = None
         self._done = 0
+        self._optimizer_seen = False
+        self._compiled = is_compiled(model)
+        self._called = False
         self._depth = 0
+        self._pass: FrameType | None = None
         self._grad_enabled = True
         self._outer_error: BaseException | None = None
-        self._root: Tensor | None = None
+        self._roots: list[Tensor | None] = []
         self._thread = threading.get_ident()
         self._process = os.getpid()
-        self._attach()
+        try:
+            self._attach()
+        except BaseException:
+            self._let_go()
+            raise
 
     @property
     def spec(self) -> ModelSpec:
@@ -62,6 +85,16 @@ class TorchWatching:
     # -- hanging on and off
 
     def _attach(self) -> None:
+        if not self._compiled:
+            self._attach_to_modules()
+        for known in self._tracer.parameters():
+            if known.tensor.requires_grad:
+                see = self._backward_hook(self._has_gradient, known.path, known.name)
+                self._handles.add(known.tensor.register_post_accumulate_grad_hook(see))
+        self._handles.add(register_optimizer_step_post_hook(self._hook(self._stepped)))
+        backward.listen(self)
+
+    def _attach_to_modules(self) -> None:
         hang = self._handles.add
         hang(self.model.register_forward_pre_hook(self._hook(self._begins), with_kwargs=True, prepend=True))
         for path, module in self.model.named_modules():
@@ -69,12 +102,6 @@ class TorchWatching:
             hang(module.register_forward_pre_hook(enter))
             hang(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
         hang(self.model.register_forward_hook(self._hook(self._ends), always_call=True))
-        for known in self._tracer.parameters():
-            if known.tensor.requires_grad:
-                see = self._backward_hook(self._has_gradient, known.path, known.name)
-                hang(known.tensor.register_post_accumulate_grad_hook(see))
-        hang(register_optimizer_step_post_hook(self._hook(self._stepped)))
-        backward.listen(self._backward)
 
     def detach(self) -> None:
         """Finish the current step and take every hook away; idempotent."""
@@ -86,8 +113,9 @@ class TorchWatching:
             self.detached = True
             self._tracer.end(None)
             self._handles.remove()
-            backward.unlisten(self._backward)
-            self._draft = self._root = None
+            backward.unlisten(self)
+            self._draft = self._pass = None
+            self._roots.clear()
 
     def _hook(self, call: Callable[..., None], *bound: Any) -> Hook:
         """For a forward pass: in other threads than ours (DataParallel's replicas) it does nothing."""
@@ -119,6 +147,7 @@ class TorchWatching:
     def _fault(self, fault: Exception) -> None:
         if self.detached:
             return
+        self.fault = fault
         self._let_go()
         if self.plan.on_error == "raise":
             raise fault
@@ -131,26 +160,49 @@ class TorchWatching:
 
     def joins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Take part in a forward pass whose pre-hooks have been gathered without ours."""
+        if self._compiled:
+            return
         self._guarded(self._begins, module, args, {})
         self._guarded(self._enters, "", module, args)
 
     # -- the life of a step
 
     def _begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._called = True
+        if self._pass is not None and not _is_running(self._pass):
+            self._abandon()
         self._depth += 1
-        if self._depth > 1 or not module.training or not self._grad_enabled:
+        if self._depth > 1:
             return
-        if self._draft is not None and self._is_over(self._draft):
-            self._finish()
-        if self.detached:
+        self._pass = _calling_frame()
+        if module.training and self._grad_enabled and not self._is_recomputed():
+            self._begin_step()
+            self._follow(args, kwargs)
+
+    def _begin_step(self) -> None:
+        self._end_step()
+        if self.detached or (self._draft is not None and self._draft.differentiated):
             return
-        if self._draft is None or not self._draft.differentiated:
-            self._draft = Draft(
-                self._done, self.plan.worker, self._needed
-            )  # a pass nobody differentiated is no step
-            self._observe_parameters(self._draft)
-        self._outer_error = sys.exception()
-        self._tracer.begin(args, kwargs)
+        before = Snapshot(self._trainable, corners=not self._optimizer_seen)
+        self._draft = Draft(self._done, self.plan.worker, self._needed, before)
+        self._observe_parameters(self._draft)
+
+    def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Trace the pass that begins; not where it meets compiled modules, into which no tracing may reach."""
+        self._compiled = self._compiled or is_compiled(self.model)
+        if not self.detached and not self._compiled:
+            self._outer_error = sys.exception()
+            self._tracer.begin(args, kwargs)
+
+    def _abandon(self) -> None:
+        """Forget a pass that was left without a word: torch calls no hook after a KeyboardInterrupt."""
+        self._depth = 0
+        self._pass = None
+        self._tracer.end(None)
+
+    def _is_recomputed(self) -> bool:
+        """Whether this pass repeats one that was seen: activation checkpointing, in the midst of its backward."""
+        return bool(self._roots) and self._draft is not None and not self._draft.stepped
 
     def _enters(self, path: str, module: nn.Module, args: Any) -> None:
         if self._tracer.awake:
@@ -158,38 +210,36 @@ class TorchWatching:
 
     def _leaves(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._tracer.awake:
-            failed = sys.exception() is not self._outer_error
+            failed = output is None and sys.exception() is not self._outer_error
             self._tracer.leaves(path, module, (*args, *kwargs.values()), output, failed)
 
     def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._depth = max(0, self._depth - 1)
-        if self._depth or not self._tracer.awake:
+        if self._depth:
             return
-        self._tracer.end(output)
+        self._pass = None
+        if self._tracer.awake:
+            self._tracer.end(output)
+            self._take_spec()
+
+    def _take_spec(self) -> None:
         if self._draft is not None and self._draft.spec is None:
             self._tracer.refresh()
             self._draft.spec = self.spec
+            self._observe_parameters(self._draft)  # those of lazy modules, which have none before they run
 
     def _is_over(self, draft: Draft) -> bool:
-        """Whether the forward pass that begins now belongs to a new step: the parameters have been updated since, or
-        the gradients reset. Otherwise gradients accumulate, and it is part of the same step."""
+        """Whether what begins now belongs to a new step: the parameters have been updated since, or the gradients
+        reset. Otherwise gradients accumulate, and it is part of the same step."""
         if not draft.differentiated:
             return False
-        return draft.stepped or draft.versions != self._versions() or self._gradients_are_fresh()
-
-    def _versions(self) -> int:
-        """Grows with every in-place write to a parameter, whoever makes it."""
-        return sum(known.tensor._version for known in self._tracer.parameters())
-
-    def _gradients_are_fresh(self) -> bool:
-        """Whether gradients have been reset; looks at the smallest one, so that it costs nothing."""
-        held = [known.tensor.grad for known in self._tracer.parameters() if known.tensor.grad is not None]
-        return not held or not bool(min(held, key=Tensor.numel).count_nonzero())
+        return draft.stepped or draft.before.is_outdated() or gradients_are_fresh(self._trainable)
 
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        mine = {id(known.tensor) for known in self._tracer.parameters()}
+        mine = {id(parameter) for parameter in self._trainable}
         if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             return
+        self._optimizer_seen = True
         if self._draft is not None and self._draft.differentiated:
             self._draft.stepped = True
             if self._done == self.plan.steps - 1:
@@ -201,7 +251,7 @@ class TorchWatching:
             return
         step = draft.finished()
         self._done += 1
-        self.plan.on_step(step, draft.spec or self.spec)
+        self.plan.on_step(step, draft.spec or replace(self.spec, notes=(FORWARD_UNSEEN,)))
         if self._done >= self.plan.steps:
             self._let_go()
 
@@ -245,20 +295,62 @@ class TorchWatching:
             self._draft.observe(path, Role.OUTPUT_GRAD, tensor, gradient, axis)
 
     def _has_gradient(self, path: str, name: str, parameter: nn.Parameter) -> None:
+        if self._draft is None and self._is_unseen():
+            self._begin_step()
         draft, known = self._draft, self._tracer.parameter(path, name)
         if draft is None or parameter.grad is None:
             return
         draft.differentiated = True
-        if draft.loss is None and self._root is not None:
-            draft.loss = self._root.detach()
+        if draft.loss is None and self._roots:
+            draft.loss = _kept(self._roots[0])
         if known.role is Role.WEIGHT:
             tensor = f"gradient/{known.full_name}"
             draft.observe(path, Role.WEIGHT_GRAD, tensor, parameter.grad, known.unit_axis, again=True)
 
-    def _backward(self, root: Tensor | None) -> None:
-        self._root = root
+    def _is_unseen(self) -> bool:
+        """Whether gradients are the first that is seen of a step, rather than a forward pass."""
+        return self._compiled or not self._called
+
+    def backward_begins(self, root: Tensor | None) -> None:
+        """Autograd: of nested passes the outermost begins at the loss."""
+        if threading.get_ident() == self._thread:
+            self._roots.append(root)
+            if len(self._roots) == 1 and self._is_unseen():
+                self._guarded(self._end_step)
+
+    def backward_ends(self) -> None:
+        """Autograd: it has returned, or raised."""
+        if threading.get_ident() == self._thread and self._roots:
+            self._roots.pop()
+
+    def _end_step(self) -> None:
+        if self._draft is not None and self._is_over(self._draft):
+            self._finish()
 
     def loss(self, value: Any) -> None:
         """State the loss of the current step, where it cannot be found through backward."""
         if self._draft is not None:
-            self._draft.loss = value.detach() if isinstance(value, Tensor) else float(value)
+            self._draft.loss = _kept(value) if isinstance(value, Tensor) else float(value)
+
+
+def _kept(loss: Tensor | None) -> Tensor | float | None:
+    """A loss as it is now, whatever is written to it later; nan for what is no scalar."""
+    if loss is None:
+        return None
+    return loss.detach().clone() if loss.numel() == 1 else nan
+
+
+def _calling_frame() -> FrameType | None:
+    """The innermost frame that is not ours: it runs as long as the pass does."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("fanin."):
+        frame = frame.f_back
+    return frame
+
+
+def _is_running(wanted: FrameType) -> bool:
+    """Whether a frame is on this thread's stack."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame is not wanted:
+        frame = frame.f_back
+    return frame is wanted

@@ -1,0 +1,107 @@
+"""From findings to a verdict: origin before symptom, notes, and what may not be passed over in silence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import nan
+
+import numpy as np
+
+from fanin import judgement
+from fanin.cause import Cause
+from fanin.diagnosis import diagnose
+from fanin.finding import Diagnosis, Scope, Verdict
+from fanin.rules.poor_weight_initialization import PoorWeightInitialization
+from fanin.scheme import HE_NORMAL
+from fanin.synthetic import Init, constant, mlp, normal, scaled
+from fanin.trial import Trial
+
+DEEP = (64,) * 10 + (10,)
+
+
+def diagnosed(trial: Trial) -> Diagnosis:
+    return diagnose(trial, judgement.run(judgement.load_rules(), trial))
+
+
+def one_nan(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    weights = scaled(HE_NORMAL)(rng, shape)
+    weights.flat[7] = nan
+    return weights
+
+
+def test_a_sound_network_is_healthy_and_says_why() -> None:
+    found = diagnosed(mlp(DEEP, steps=10))
+    assert (found.verdict, found.findings) == (Verdict.HEALTHY, ())
+    assert "10 layers" in found.why
+
+
+def test_one_nan_is_the_origin_and_everything_after_it_is_downstream() -> None:
+    found = diagnosed(mlp(DEEP, overrides={"blocks.2.fc.weight": one_nan}))
+    (origin,) = found.origins
+    assert (origin.finding.layer, origin.finding.cause) == ("blocks.2.fc", Cause.NON_FINITE_PARAMETER)
+    assert origin.downstream == tuple(f"blocks.{i}.fc" for i in range(3, 9)) + ("head",)
+    assert all(symptom.cause is not Cause.NON_FINITE_PARAMETER for symptom in origin.symptoms)
+
+
+def test_bad_input_is_not_blamed_on_the_weights() -> None:
+    x, y = np.random.default_rng(0).normal(size=(32, 64)), np.zeros(32, np.int64)
+    x[3, 5] = nan
+    found = diagnosed(mlp(DEEP, batch=(x, y)))
+    assert found.origins[0].finding.cause is Cause.NON_FINITE_INPUT
+    assert found.verdict is Verdict.UNDECIDED
+
+
+def test_a_constant_network_is_one_fault_everywhere() -> None:
+    found = diagnosed(mlp(DEEP, constant(0.05)))
+    assert found.verdict is Verdict.POOR
+    first = found.origins[0].finding
+    assert (first.cause, first.scope, first.layer) == (Cause.SYMMETRIC_UNITS, Scope.EVERYWHERE, "blocks.0.fc")
+
+
+def test_two_independent_faults_are_both_found() -> None:
+    found = diagnosed(mlp(DEEP, overrides={"blocks.1.fc.weight": one_nan, "blocks.5.fc.weight": one_nan}))
+    assert {p for f in found.findings for p in (f.layers or (f.layer,))} >= {"blocks.1.fc", "blocks.5.fc"}
+
+
+def test_a_note_does_not_spoil_a_healthy_verdict() -> None:
+    found = diagnosed(mlp(DEEP, overrides={"blocks.4.fc.weight": normal(1e-4)}))
+    assert found.verdict is Verdict.HEALTHY
+    assert [note.layer for note in found.notes] == ["blocks.4.fc"]
+    assert found.findings == found.notes
+
+
+def test_an_empty_trial_is_undecided_and_says_what_would_settle_it() -> None:
+    found = diagnosed(Trial(mlp(DEEP).spec))
+    assert found.verdict is Verdict.UNDECIDED
+    assert found.next_step
+    assert "no training step" in found.why
+
+
+def test_a_trial_without_layers_is_undecided() -> None:
+    trial = mlp(DEEP)
+    found = diagnosed(replace(trial, spec=replace(trial.spec, layers=())))
+    assert found.verdict is Verdict.UNDECIDED
+
+
+def test_the_documented_rule_alone_decides_when_it_alone_is_asked() -> None:
+    rules = (PoorWeightInitialization(),)
+    poor, sound = (mlp(DEEP, init, steps=10) for init in _both())
+    assert diagnose(poor, judgement.run(rules, poor)).verdict is Verdict.POOR
+    assert diagnose(sound, judgement.run(rules, sound)).verdict is Verdict.HEALTHY
+
+
+def test_where_the_documented_rule_differs_the_reason_is_given() -> None:
+    """A residual network grows by design: 8 blocks exceed a factor of 10."""
+    found = diagnosed(mlp((64,) * 9 + (10,), residual=True, steps=10, lr=1e-3))
+    assert (found.verdict, found.documented) == (Verdict.HEALTHY, Verdict.POOR)
+    assert "by design" in found.disagreement
+
+
+def test_growth_that_the_weights_do_not_explain_is_undecided() -> None:
+    """Twenty residual blocks without normalization: by design, and too much for a clean bill."""
+    found = diagnosed(mlp((64,) * 20 + (10,), residual=True))
+    assert (found.verdict, found.findings) == (Verdict.UNDECIDED, ())
+
+
+def _both() -> tuple[Init, Init]:
+    return normal(1e-3), scaled(HE_NORMAL)
