@@ -1,9 +1,9 @@
 """An 8-layer ReLU network on scikit-learn's handwritten digits, drawn in three ways.
 
-    fanin check examples/digits.py:default_weights      # PyTorch's default: does not learn
-    fanin check examples/digits.py:he_normal            # learns
-    fanin check examples/digits.py:one_bad_layer        # one layer spoils it
-    fanin run -- python examples/digits.py he_normal    # watch it train
+fanin check examples/digits.py:default_weights      # PyTorch's default: does not learn
+fanin check examples/digits.py:he_normal            # learns
+fanin check examples/digits.py:one_bad_layer        # one layer spoils it
+fanin run -- python examples/digits.py he_normal    # watch it train
 """
 
 import sys

@@ -75,7 +75,9 @@ def _examples() -> ModuleType:
     file = next((place for place in places if place.exists()), None)
     spec = spec_from_file_location("digits", file) if file else None
     if spec is None or spec.loader is None:
-        raise UsageError("the demo's example is missing", expected=str(places[0]), next_step="reinstall fanin")
+        raise UsageError(
+            "the demo's example is missing", expected=str(places[0]), next_step="reinstall fanin"
+        )
     module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -35,9 +35,9 @@ from fanin.errors import (
     UsageError,
 )
 from fanin.stores import open_store
-from fanin.stores.directory import Directory
 from fanin.stores.parquet import ParquetStore
-from fanin.stores.part import Part, decode, encode
+from fanin.stores.parquet.directory import Directory
+from fanin.stores.parquet.part import Part, decode, encode
 from fanin.summary import Histogram, TensorSummary, UnitSummary
 from fanin.trial import Mode, Observation, Role, Step
 

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fanin.errors import TrialFormatError
-from fanin.stores.plain import restore
-from fanin.stores.table import SCHEMA, from_table, to_table
+from fanin.stores.parquet.plain import restore
+from fanin.stores.parquet.table import SCHEMA, from_table, to_table
 from fanin.trial import ModelSpec, Step
 
 FORMAT = 1

@@ -20,9 +20,9 @@ from pyarrow.fs import FileSystem, FileType
 from fanin.errors import StoreError, TrialExistsError, TrialFormatError, TrialNotFoundError, UsageError
 from fanin.stores.assembly import Record, assemble
 from fanin.stores.base import Store, Writer
-from fanin.stores.directory import Directory, part_name
-from fanin.stores.part import Part, decode, encode
-from fanin.stores.writing import ParquetWriter
+from fanin.stores.parquet.directory import Directory, part_name
+from fanin.stores.parquet.part import Part, decode, encode
+from fanin.stores.parquet.writing import ParquetWriter
 from fanin.trial import Trial
 
 DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError)

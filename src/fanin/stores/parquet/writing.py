@@ -10,8 +10,8 @@ from typing import final
 from fanin.errors import StoreError
 from fanin.stores.assembly import restated
 from fanin.stores.base import Writer
-from fanin.stores.directory import Directory, part_name
-from fanin.stores.part import Part, encode
+from fanin.stores.parquet.directory import Directory, part_name
+from fanin.stores.parquet.part import Part, encode
 from fanin.trial import ModelSpec, Step
 
 
