@@ -8,6 +8,7 @@ fanin run -- python examples/digits.py he_normal    # watch it train
 
 import sys
 from functools import cache
+from itertools import pairwise
 
 import torch
 from sklearn.datasets import load_digits
@@ -25,9 +26,7 @@ class DigitNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = [64] + [WIDTH] * DEPTH
-        self.blocks = nn.ModuleList(
-            nn.Linear(fan_in, fan_out) for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.blocks = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
         self.head = nn.Linear(WIDTH, CLASSES)
         for layer in [*self.blocks, self.head]:
             nn.init.zeros_(layer.bias)

@@ -39,7 +39,7 @@ def test_one_nan_is_the_origin_and_everything_after_it_is_downstream() -> None:
     found = diagnosed(mlp(DEEP, overrides={"blocks.2.fc.weight": one_nan}))
     (origin,) = found.origins
     assert (origin.finding.layer, origin.finding.cause) == ("blocks.2.fc", Cause.NON_FINITE_PARAMETER)
-    assert origin.downstream == tuple(f"blocks.{i}.fc" for i in range(3, 9)) + ("head",)
+    assert origin.downstream == (*(f"blocks.{i}.fc" for i in range(3, 9)), "head")
     assert all(symptom.cause is not Cause.NON_FINITE_PARAMETER for symptom in origin.symptoms)
 
 

@@ -68,11 +68,8 @@ def _head(trial: Trial, diagnosis: Diagnosis, width: int) -> list[Text]:
 
 def _place(trial: Trial, finding: Finding, room: int) -> str:
     """Where a fault lies, in words that fit: the type is left out first, then the middle of the name."""
-    before, after = (
-        (" at ", "")
-        if finding.scope is Scope.LAYER or len(finding.layers) == 1
-        else (f" in {_reach(trial, finding)} from ", " on")
-    )
+    alone = finding.scope is Scope.LAYER or len(finding.layers) == 1
+    before, after = (" at ", "") if alone else (f" in {_reach(trial, finding)} from ", " on")
     path = escape(finding.layer) or "the model"
     kind = _kind(trial, finding.layer)
     for text in (f"{before}{path}{after}{kind}", f"{before}{path}{after}"):

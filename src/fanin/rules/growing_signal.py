@@ -42,7 +42,8 @@ class GrowingSignal(Rule):
     When it is wrong
     ----------------
     Residual sums without normalization grow by design: there only a layer that is off by a decade is blamed, and
-    growth without one leaves the verdict undecided. Saturating activations (tanh, sigmoid) hide the growth, and this rule does not see them.
+    growth without one leaves the verdict undecided. Saturating activations (tanh, sigmoid) hide the growth, and this
+    rule does not see it.
 
     Fix
     ---

@@ -47,7 +47,8 @@ def examine(model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) 
 def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
     """What is compiled runs as it was written meanwhile: the compiler would bypass the hooks."""
     if is_compiled(model) and hasattr(torch.compiler, "set_stance"):  # since torch 2.6
-        return torch.compiler.set_stance("force_eager")
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
     return nullcontext()
 
 

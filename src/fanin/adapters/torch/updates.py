@@ -16,7 +16,7 @@ class Snapshot:
     """
 
     def __init__(self, parameters: Sequence[Tensor], *, corners: bool) -> None:
-        self._parameters = parameters
+        self._parameters = tuple(parameters)
         self._versions = self._count()
         self._corners = [_corner(p) for p in parameters] if corners else []
 

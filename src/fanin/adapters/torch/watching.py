@@ -52,7 +52,7 @@ class TorchWatching:
         self.fault: Exception | None = None
         self._needed = Needed(plan.needs)
         self._tracer = Tracer(self.model, self, self._fault)
-        self._trainable = [k.tensor for k in self._tracer.parameters() if k.tensor.requires_grad]
+        self._trainable: list[nn.Parameter] = []
         self._handles = Handles()
         self._draft: Draft | None = None
         self._done = 0
@@ -87,10 +87,7 @@ class TorchWatching:
     def _attach(self) -> None:
         if not self._compiled:
             self._attach_to_modules()
-        for known in self._tracer.parameters():
-            if known.tensor.requires_grad:
-                see = self._backward_hook(self._has_gradient, known.path, known.name)
-                self._handles.add(known.tensor.register_post_accumulate_grad_hook(see))
+        self._attach_to_parameters()
         self._handles.add(register_optimizer_step_post_hook(self._hook(self._stepped)))
         backward.listen(self)
 
@@ -102,6 +99,16 @@ class TorchWatching:
             hang(module.register_forward_pre_hook(enter))
             hang(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
         hang(self.model.register_forward_hook(self._hook(self._ends), always_call=True))
+
+    def _attach_to_parameters(self) -> None:
+        """Those of lazy modules have nothing to hang on before their first pass."""
+        hung = {id(parameter) for parameter in self._trainable}
+        for known in self._tracer.parameters():
+            lazy, new = nn.parameter.is_lazy(known.tensor), id(known.tensor) not in hung
+            if known.tensor.requires_grad and new and not lazy:
+                see = self._backward_hook(self._has_gradient, known.path, known.name)
+                self._handles.add(known.tensor.register_post_accumulate_grad_hook(see))
+                self._trainable.append(known.tensor)
 
     def detach(self) -> None:
         """Finish the current step and take every hook away; idempotent."""
@@ -226,7 +233,8 @@ class TorchWatching:
         if self._draft is not None and self._draft.spec is None:
             self._tracer.refresh()
             self._draft.spec = self.spec
-            self._observe_parameters(self._draft)  # those of lazy modules, which have none before they run
+            self._attach_to_parameters()
+            self._observe_parameters(self._draft)  # again for those of lazy modules
 
     def _is_over(self, draft: Draft) -> bool:
         """Whether what begins now belongs to a new step: the parameters have been updated since, or the gradients
