@@ -14,10 +14,11 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def in_turns(
-    first: Callable[[], object], second: Callable[[], object], count: int
+    first: Callable[[], object], second: Callable[[], object], count: int, begin: int = 0
 ) -> Iterator[tuple[float, float]]:
-    """Seconds of each, pair by pair; who begins alternates, so that neither always finds the caches warm."""
-    for pair in range(count):
+    """Seconds of each, pair by pair; who begins alternates, so that neither always finds the caches warm. An odd
+    `begin` lets the second begin."""
+    for pair in range(begin, begin + count):
         if pair % 2:
             late, early = seconds(second), seconds(first)
             yield early, late

@@ -22,12 +22,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from _batches import Batch, images
 from _own_models import mlp, small_cnn
-from _pairs import in_turns, seconds
+from _pairs import in_turns
 from _record import circumstances, keep, quartiles, table, told
 from torch import nn
 from torch.nn import functional
@@ -83,17 +84,19 @@ WATCHES: dict[str, Watch] = {
 }
 
 
-def one_round(watched: Trainee, plain: Trainee, watch: Watch, folder: Path) -> Iterator[tuple[str, float]]:
+def one_round(
+    watched: Trainee, plain: Trainee, watch: Watch, folder: Path, number: int
+) -> Iterator[tuple[str, float]]:
     """Phases and what they cost, relative to a plain step."""
-    usual = min(seconds(plain.step) for _ in range(5))
+    usual = median(time for pair in in_turns(watched.step, plain.step, 4, number) for time in pair)
     began = time.perf_counter()
     manager = watch(watched, folder)
     with manager:
         yield "attach", (time.perf_counter() - began) / usual
-        for index, (with_it, without) in enumerate(in_turns(watched.step, plain.step, STEPS)):
+        for index, (with_it, without) in enumerate(in_turns(watched.step, plain.step, STEPS, number)):
             yield ("steps 1-9" if index else "step 0"), with_it / without
             yield "steps 0-9", with_it / without
-        for with_it, without in in_turns(watched.step, plain.step, STEPS):
+        for with_it, without in in_turns(watched.step, plain.step, STEPS, number):
             yield "after", with_it / without
         began = time.perf_counter()
     yield "close", (time.perf_counter() - began) / usual
@@ -106,10 +109,7 @@ def measured(trainee: Callable[[], Trainee], watch: Watch, rounds: int) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):
             watched = copy.deepcopy(plain)
-            for one in (watched, plain):
-                for _ in range(3):
-                    one.step()
-            for phase, cost in one_round(watched, plain, watch, Path(folder)):
+            for phase, cost in one_round(watched, plain, watch, Path(folder), number):
                 if number:  # the first round warms what is imported and compiled late
                     costs[phase].append(cost)
     return {phase: quartiles(costs[phase]) for phase in PHASES}

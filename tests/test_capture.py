@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import os
 import pickle
 import random
 import subprocess
@@ -933,7 +932,7 @@ train(2)
 def trained(watched: bool) -> tuple[list[Tensor], Any]:
     random.seed(0)
     np.random.seed(0)
-    model = nn.Sequential(Net(), nn.BatchNorm1d(CLASSES)) if False else net(3)
+    model = net(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     seen = observe(model, steps=10) if watched else None
     for step in range(15):

@@ -90,9 +90,12 @@ def judge(trial: Trial | str | os.PathLike[str], *, rules: Iterable[Rule] | None
     Raises:
         TrialNotFoundError: There is nothing.
         TrialFormatError: It is not a trial that this version can read.
+        RuleParameterError: A rule's parameters cannot apply to this trial.
     """
     seen = trial if isinstance(trial, Trial) else load_trial(trial)
     asked = tuple(judgement.load_rules() if rules is None else rules)
+    for rule in asked:
+        rule.require_applicable(seen)
     return Report(seen, diagnose(seen, judgement.run(asked, seen)))
 
 

@@ -65,6 +65,13 @@ class Rule(ABC):
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]]
 
+    def require_applicable(self, trial: Trial) -> None:  # noqa: B027  # most rules apply to every trial
+        """Refuse a trial to which this rule's parameters cannot apply.
+
+        Raises:
+            RuleParameterError: They cannot.
+        """
+
     @abstractmethod
     def check(self, trial: Trial) -> Iterator[Finding | Missing]:
         """Findings in forward order, and what is missing. `trial` holds one worker's view.

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fanin.errors import RuleParameterError
-from fanin.finding import Finding, Missing, Scope
+from fanin.examine import judge
+from fanin.finding import Finding, Missing, Scope, Verdict
 from fanin.rules.poor_weight_initialization import PoorWeightInitialization
 from fanin.summary import summarize
 from fanin.synthetic import constant, mlp, normal
@@ -432,3 +433,16 @@ def test_parameters_given_as_text_judge_as_numbers_do() -> None:
     )
     poor = mlp(init=normal(1e-2), steps=10)
     assert [str(f) for f in text.check(poor)] == [str(f) for f in PoorWeightInitialization().check(poor)]
+
+
+def test_a_regex_of_ones_own_that_matches_nothing_is_refused_with_names_to_choose_from() -> None:
+    trial = mlp(steps=10)
+    with pytest.raises(RuleParameterError) as raised:
+        judge(trial, rules=[PoorWeightInitialization(activation_inputs_regex="conv.*")])
+    assert "blocks.0.relu_input_0" in raised.value.expected
+    assert ".*relu_input" in raised.value.next_step
+
+
+def test_the_default_regex_that_matches_nothing_is_undecided() -> None:
+    report = judge(mlp(activation="tanh", steps=10), rules=[PoorWeightInitialization()])
+    assert report.verdict is Verdict.UNDECIDED

@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import inf, isfinite, nan
-from numbers import Real
 from os import PathLike
 
-from fanin.errors import RuleParameterError
 from fanin.finding import Finding, Missing, Scope
+from fanin.parameters import bad_parameter, number, patterns, whole
 from fanin.rule import Example, Need, Rule
 from fanin.scheme import HE_NORMAL
 from fanin.summary import Interval, TensorSummary
@@ -21,8 +20,8 @@ LOSS_MARGIN = 0.01
 """The mean loss must fall by 1 %: of three readings of "no longer decreasing", tried on six networks as they trained,
 the only one that found all four poor ones and spared both healthy ones."""
 
-ANY_COMMA_BUT_A_QUANTIFIERS = re.compile(r",(?!\d*\})")
-"""Where a list of regexes may be split: not within `{1,2}`, which would still be a regex, of other meaning."""
+RELU_INPUTS = ".*relu_input"
+"""The documented default."""
 
 
 class PoorWeightInitialization(Rule):
@@ -95,7 +94,7 @@ class PoorWeightInitialization(Rule):
     def __init__(
         self,
         base_trial: Trial | str | PathLike[str] | None = None,
-        activation_inputs_regex: str | Iterable[str] | None = ".*relu_input",
+        activation_inputs_regex: str | Iterable[str] | None = RELU_INPUTS,
         threshold: float | str = 10.0,
         distribution_range: float | str = 0.001,
         patience: int | str = 5,
@@ -115,13 +114,28 @@ class PoorWeightInitialization(Rule):
             RuleParameterError: A parameter has the wrong type or value.
         """
         if base_trial is not None and not isinstance(base_trial, Trial | str | PathLike):
-            raise _bad("base_trial", base_trial, "a trial, or its address", "pass 'runs/exp1'")
+            raise bad_parameter("base_trial", base_trial, "a trial, or its address", "pass 'runs/exp1'")
         self.base_trial = base_trial
-        self.patterns = _patterns(activation_inputs_regex)
-        self.threshold = _number("threshold", threshold, 10.0)
-        self.distribution_range = _number("distribution_range", distribution_range, 0.001)
-        self.patience = _whole("patience", patience, 5)
-        self.steps = _whole("steps", steps, 10)
+        self.chosen_regex = activation_inputs_regex if activation_inputs_regex != RELU_INPUTS else None
+        self.patterns = patterns("activation_inputs_regex", activation_inputs_regex)
+        self.threshold = number("threshold", threshold, 10.0)
+        self.distribution_range = number("distribution_range", distribution_range, 0.001)
+        self.patience = whole("patience", patience, 5)
+        self.steps = whole("steps", steps, 10)
+
+    def require_applicable(self, trial: Trial) -> None:
+        """A regex of one's own that matches none of the activation inputs is a slip, and no evidence.
+
+        Raises:
+            RuleParameterError: It matches none; the default leaves the check undecided instead.
+        """
+        names = [name for step in trial.train_steps for name in step.of(Role.ACTIVATION_INPUT)]
+        if self.chosen_regex is None or not names or any(p.search(n) for p in self.patterns for n in names):
+            return
+        some = ", ".join(dict.fromkeys(names[:3]))
+        expected = f"a regex that matches some of the activation inputs: {some}, ..."
+        next_step = f"pass activation_inputs_regex={_suggestion(names)!r}"
+        raise bad_parameter("activation_inputs_regex", self.chosen_regex, expected, next_step)
 
     def check(self, trial: Trial) -> Iterator[Finding | Missing]:
         """A finding for each check that fires, and what is missing for each undecided one."""
@@ -339,83 +353,3 @@ def _suggestion(names: Iterable[str]) -> str:
     found = (re.search(r"[A-Za-z]\w*?_input", name) for name in names)
     endings = {match.group() if match else "input" for match in found}
     return f".*{endings.pop()}" if len(endings) == 1 else ".*input"
-
-
-def _bad(parameter: str, value: object, expected: str, next_step: str) -> RuleParameterError:
-    return RuleParameterError(
-        f"PoorWeightInitialization cannot use this {parameter}",
-        where=f"parameter {parameter}",
-        got=repr(value),
-        expected=expected,
-        next_step=next_step,
-    )
-
-
-def _number(parameter: str, value: object, default: float) -> float:
-    number = _parsed(value)
-    if number >= 0:
-        return number
-    raise _bad_number(parameter, value, "a number of at least 0", default)
-
-
-def _whole(parameter: str, value: object, default: int) -> int:
-    """10.0 and "10.0" are whole: the documentation calls `steps` a float."""
-    number = _parsed(value)
-    if number >= 1 and number.is_integer():
-        return int(number)
-    raise _bad_number(parameter, value, "a whole number of at least 1", default)
-
-
-def _parsed(value: object) -> float:
-    """The number, or nan, which compares with nothing."""
-    if isinstance(value, bool) or not isinstance(value, Real | str):
-        return nan
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return nan
-
-
-def _bad_number(parameter: str, value: object, kind: str, default: float) -> RuleParameterError:
-    expected = f"{kind}, or its text, e.g. {default} or '{default}'"
-    return _bad(parameter, value, expected, f"pass {parameter}={default}, the documented default")
-
-
-def _patterns(value: object) -> tuple[re.Pattern[str], ...]:
-    """One regex, several, or text with commas between them; nothing stands for all."""
-    regexes = _split(value or "") if value is None or isinstance(value, str) else value
-    if not isinstance(regexes, Iterable):
-        raise _bad("activation_inputs_regex", value, "a regex, or a list of them", "pass '.*relu_input'")
-    return tuple(_compiled(regex) for regex in regexes) or (re.compile(""),)
-
-
-def _split(text: str) -> list[str]:
-    """At commas, but where the piece before is no regex by itself, as in `(a,b)` or `[,;]`, not there."""
-    pieces, open_piece = [], ""
-    for part in ANY_COMMA_BUT_A_QUANTIFIERS.split(text):
-        open_piece = f"{open_piece},{part}" if open_piece else part
-        if _is_regex(open_piece):
-            pieces.append(open_piece)
-            open_piece = ""
-    return [piece.strip() for piece in (*pieces, open_piece) if piece.strip()]
-
-
-def _is_regex(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
-
-
-def _compiled(regex: object) -> re.Pattern[str]:
-    try:
-        return re.compile(regex)  # type: ignore[call-overload,no-any-return]
-    except re.error as error:
-        expected, next_step = (
-            f"a regex; this one has {error}",
-            "write '.*relu_input' rather than '*relu_input'",
-        )
-    except TypeError:
-        expected, next_step = "text, e.g. '.*relu_input'", "pass regexes as text"
-    raise _bad("activation_inputs_regex", regex, expected, next_step)

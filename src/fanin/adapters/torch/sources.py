@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fanin.adapters.torch.modes import take_away
 from fanin.trial import SourceLine
 
 _lines: Any = WeakIdKeyDictionary()  # Parameter -> SourceLine, gone with the parameter
@@ -70,14 +71,13 @@ class Recorder(TorchFunctionMode):
         self.__enter__()
 
     def stop(self) -> None:
-        """Stop; when somebody's mode lies on top of ours, ours stays beneath it, asleep."""
+        """Stop."""
         if not self._on:
             return
         self._on = False
         self._registration.remove()
         self._by_memory.clear()
-        if _get_current_function_mode() is self:
-            self.__exit__(None, None, None)
+        take_away(self)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fanin.adapters.torch.describe import is_computing, kind_of, layer_spec, layers, tensors_in
+from fanin.adapters.torch.modes import take_away
 from fanin.trial import NETWORK_INPUT, ActivationSpec, Kind, LayerSpec, ModelSpec, Role
 
 
@@ -144,13 +145,19 @@ class Tracer:
 
     The tracer hangs on the model from `attach` to `detach`; it is awake only between `begin` and `end`, which the
     owner calls around a forward pass that is to be watched.
+
+    Attributes:
+        current: What the last pass has shown.
+        failed_at: Path of the module whose forward raised in the last pass.
+        fault: Of our own, met while a function of the model ran. The owner looks for it at the next module: a mode
+            cannot be taken away while it handles a function.
     """
 
-    def __init__(self, model: nn.Module, listener: Listener, on_fault: Callable[[Exception], None]) -> None:
+    def __init__(self, model: nn.Module, listener: Listener) -> None:
         self.model = model
-        self.on_fault = on_fault
         self.current = Pass()
         self.failed_at: str | None = None
+        self.fault: Exception | None = None
         self._listener = listener
         self._paths: list[str] = []
         self._mode: _FunctionMode | None = None
@@ -353,10 +360,9 @@ class _FunctionMode(TorchFunctionMode):
         self._tracer: Tracer | None = tracer
 
     def leave(self) -> None:
-        """Stop; when somebody's mode lies on top of ours, ours stays beneath it, asleep."""
+        """Stop."""
         self._tracer = None
-        if _get_current_function_mode() is self:
-            self.__exit__(None, None, None)
+        take_away(self)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -377,4 +383,4 @@ class _FunctionMode(TorchFunctionMode):
             with torch._C.DisableTorchFunction():  # our own arithmetic is no business of others' modes
                 getattr(tracer, moment)(*call)
         except Exception as fault:  # noqa: BLE001  # a fault of ours must not end the user's training
-            tracer.on_fault(fault)
+            tracer.fault, self._tracer = fault, None

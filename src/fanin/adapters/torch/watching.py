@@ -51,7 +51,7 @@ class TorchWatching:
         self.detached = False
         self.fault: Exception | None = None
         self._needed = Needed(plan.needs)
-        self._tracer = Tracer(self.model, self, self._fault)
+        self._tracer = Tracer(self.model, self)
         self._trainable: list[nn.Parameter] = []
         self._handles = Handles()
         self._draft: Draft | None = None
@@ -146,6 +146,8 @@ class TorchWatching:
             return
         self._grad_enabled = torch.is_grad_enabled()
         try:
+            if self._tracer.fault is not None:
+                raise self._tracer.fault
             with torch._C.DisableTorchFunction(), torch.no_grad():
                 call(*args, **kwargs)
         except Exception as fault:  # noqa: BLE001  # whatever it is, training goes on

@@ -1,0 +1,20 @@
+"""Torch function modes that come and go in any order."""
+
+from __future__ import annotations
+
+from torch.overrides import TorchFunctionMode, _len_torch_function_stack, _pop_mode, _push_mode
+
+
+def take_away(mode: TorchFunctionMode) -> None:
+    """Take a mode off the stack, also from beneath those of others, who may leave later than we do.
+
+    A mode that is handling a function right now is not on the stack and cannot be taken away.
+    """
+    above: list[TorchFunctionMode] = []
+    while _len_torch_function_stack():
+        top = _pop_mode()
+        if top is mode:
+            break
+        above.append(top)
+    for other in reversed(above):
+        _push_mode(other)
