@@ -16,9 +16,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+import fanin
+from fanin.propagation import stretch
+
 STEPS, BATCH, WIDTH, LAST = 300, 64, 64, 20
 OPTIMIZERS = [("sgd", lr) for lr in (1e-3, 1e-2, 1e-1)] + [("adam", lr) for lr in (1e-4, 1e-3, 1e-2)]
 FACTORS = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 10.0, 1e2, 1e3, 1e4)
+COLUMNS = ("depth", "activation", "spoiled_layers", "factor", "seed", "decades", "progress")
 RESULTS = Path(__file__).parent / "results" / "cliffs.csv"
 
 
@@ -37,6 +41,12 @@ def network(depth: int, activation: str, factor: float, spoiled: list[int], seed
     return nn.Sequential(*layers, nn.Linear(WIDTH, 10))
 
 
+def decades(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    """Decades of variance that the signal gains from the input to the head, as FAN101 and FAN102 see it."""
+    path = stretch(fanin.check(model, (x[:512], y[:512]), nn.functional.cross_entropy).trial)
+    return round(path.decades, 2) if path else float("nan")
+
+
 def final_loss(model: nn.Module, optimizer: str, lr: float, x: torch.Tensor, y: torch.Tensor) -> float:
     """Mean loss of the last steps; infinite when it diverged."""
     generator = torch.Generator().manual_seed(1)
@@ -48,12 +58,12 @@ def final_loss(model: nn.Module, optimizer: str, lr: float, x: torch.Tensor, y: 
     for _ in range(STEPS):
         picked = torch.randint(len(x), (BATCH,), generator=generator)
         loss = nn.functional.cross_entropy(model(x[picked]), y[picked])
-        if not isfinite(float(loss)):
+        losses.append(loss.item())
+        if not isfinite(losses[-1]):
             return float("inf")
         step.zero_grad()
         loss.backward()
         step.step()
-        losses.append(float(loss))
     return sum(losses[-LAST:]) / LAST
 
 
@@ -74,12 +84,13 @@ def main() -> None:
                 )
                 sound.setdefault(seed, loss)  # the first case is the sound one
                 progress = (log(10) - loss) / (log(10) - sound[seed])
-                rows.append((depth, activation, len(layers), factor, seed, round(progress, 3)))
+                lost = decades(network(depth, activation, factor, layers, seed), x, y)
+                rows.append((depth, activation, len(layers), factor, seed, lost, round(progress, 3)))
                 print(*rows[-1], flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("depth", "activation", "spoiled_layers", "factor", "seed", "progress"))
+        writer.writerow(COLUMNS)
         writer.writerows(rows)
 
 

@@ -881,7 +881,7 @@ def test_a_forward_pass_in_another_thread_is_left_alone() -> None:
         try:
             for _ in range(5):
                 loss_of(model)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             failures.append(error)
 
     def in_a_thread(step: int) -> None:
@@ -1044,12 +1044,12 @@ def test_after_an_exception_that_was_caught_the_capture_goes_on(
 # ── faults of ours ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class OurFault(Exception):
+class OurFaultError(Exception):
     """Something in fanin is broken."""
 
 
 def broken(*args: Any, **kwargs: Any) -> Any:
-    raise OurFault("broken")
+    raise OurFaultError("broken")
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
@@ -1090,7 +1090,7 @@ def test_a_fault_of_ours_is_logged_once_and_training_goes_on(
         seen.close()
     assert [r.name for r in caplog.records] == ["fanin"]
     assert "training goes on" in caplog.text
-    assert "OurFault: broken" in caplog.text
+    assert "OurFaultError: broken" in caplog.text
     assert hooks_on(model) == []
 
 
@@ -1100,7 +1100,7 @@ def test_a_fault_of_ours_is_raised_where_that_was_asked_for(
 ) -> None:
     model = net()
     seen = break_it(monkeypatch, name, model, "raise")
-    with pytest.raises(OurFault):
+    with pytest.raises(OurFaultError):
         train(model, 5)
     assert hooks_on(model) == []
     seen.close()
@@ -1122,7 +1122,7 @@ def test_a_trial_that_cannot_be_written_is_reported_and_training_goes_on(
 def test_watching_does_not_start_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
     monkeypatch.setattr(TorchWatching, "_attach_to_modules", broken)
-    with pytest.raises(OurFault):
+    with pytest.raises(OurFaultError):
         observe(model)
     assert hooks_on(model) == []
 

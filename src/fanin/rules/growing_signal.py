@@ -14,10 +14,10 @@ from fanin.rule import Example, Need, Rule
 from fanin.scheme import HE_NORMAL
 from fanin.trial import Role, Trial
 
-TOLERATED = 4.0
-"""Decades of variance that a signal may gain and be trained all the same, besides the noise of the draw: a residual
-network without norms gains 2.1 in 8 blocks and 3.4 in 16 by design and trains (progress 0.93); of 414 trained cases
-those above 4 failed."""
+TOLERATED = 5.5
+"""Decades of variance that a signal may gain and be trained all the same, besides the noise of the draw. Trained
+networks (benchmarks/cliffs.py, the best of six optimizers): up to 5.9 decades reach 0.61 to 0.98 of the sound network's
+progress, 7.5 to 8 reach 0.38 to 0.72, 10 and more diverge."""
 
 
 class GrowingSignal(Rule):
@@ -36,7 +36,7 @@ class GrowingSignal(Rule):
 
     How it is measured
     ------------------
-    As FAN101, with the sign turned round: D above 4 + 3 sigma decades, and excesses of the weights that add up to at
+    As FAN101, with the sign turned round: D above 5.5 + 3 sigma decades, and excesses of the weights that add up to at
     least half of that.
 
     When it is wrong
@@ -85,7 +85,7 @@ class GrowingSignal(Rule):
     @classmethod
     def examples(cls) -> Iterator[Example]:
         """Plain and residual ReLU networks."""
-        triple = synthetic.scaled(HE_NORMAL, factor=3.0)
+        fourfold = synthetic.scaled(HE_NORMAL, factor=4.0)
         cliff = {"blocks.3.fc.weight": synthetic.scaled(HE_NORMAL, factor=1e4)}
         deep = (64,) * 8 + (10,)
         yield Example("he_normal", lambda: synthetic.mlp(deep))
@@ -94,7 +94,7 @@ class GrowingSignal(Rule):
             "residual, he_normal", lambda: synthetic.mlp((32,) * 8 + (10,), "he_normal", residual=True)
         )
         yield Example("std 1", lambda: synthetic.mlp(deep, synthetic.normal(1.0)), ("blocks.0.fc",))
-        yield Example("three times he_normal", lambda: synthetic.mlp(deep, triple), ("blocks.0.fc",))
+        yield Example("four times he_normal", lambda: synthetic.mlp(deep, fourfold), ("blocks.0.fc",))
         yield Example(
             "one layer 10^4 too large", lambda: synthetic.mlp(deep, overrides=cliff), ("blocks.3.fc",)
         )

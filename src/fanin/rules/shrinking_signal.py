@@ -14,10 +14,12 @@ from fanin.rule import Example, Need, Rule
 from fanin.scheme import LECUN_NORMAL
 from fanin.trial import Role, Trial
 
-TOLERATED = 3.0
-"""Decades of variance that a signal may lose and be trained all the same, besides the noise of the draw. Measured by
-training 18 small architectures: with PyTorch's default a 5-layer MLP loses 3.1 decades and reaches 0.97 of the best
-progress, while 20 layers lose 15 and reach 0.16."""
+TOLERATED = 4.5
+"""Decades of variance that a slope may cost, besides the noise of the draw. Trained networks (benchmarks/cliffs.py and
+examples/digits.py): slopes of 3 decades reach 0.97 to 0.99 of the sound network's progress; slopes of 6.5 reach 0.64 to
+0.90 with the best of six optimizers and stay at chance with plain SGD at 0.1, where the sound network learns; slopes of
+15 and more reach 0.2 to 0.3 with the best optimizer. AlexNet as torchvision draws it, which is known to train, costs
+4.4."""
 
 LOST = 8.0
 """Decades below which a signal is lost whatever the weights: of 414 trained cases, failing ones had a median of
@@ -44,7 +46,7 @@ class ShrinkingSignal(Rule):
     From the input, or the last normalization, to the last layer: D = log10 of the variance over the batch of what
     enters the last layer, relative to what enters the first. Variance over the *batch* is taken for each unit and
     then averaged, so that a constant, however large, counts as nothing. The rule fires when D is below
-    -(3 + 3 sigma), sigma being the noise of a random draw (Hanin and Nica), **and** the weights explain it: the
+    -(4.5 + 3 sigma), sigma being the noise of a random draw (Hanin and Nica), **and** the weights explain it: the
     excesses log10(fan_in E[w^2] / gain^2) of the layers add up to at least half of that. A layer is a cliff when it
     is off by more than a decade and no more than half of the layers are off by a factor of two; otherwise it is a
     slope. A slope is a fault. A single cliff downwards is a note: such a layer receives a whole gradient, grows in a
@@ -53,8 +55,9 @@ class ShrinkingSignal(Rule):
     When it is wrong
     ----------------
     Average pooling and zero padding shrink the signal of healthy networks; that is why the weights must explain it.
-    An optimizer with a large step relative to the weights (Adam) may climb out of a moderate slope. A stretch that
-    ends in a normalization is not judged.
+    A well-tuned optimizer may climb out of a moderate slope: with 8 ReLU layers of PyTorch's default, which cost 6.7
+    decades, plain SGD stays at chance, while the best of six settings reaches 0.89 of what he_normal does. From 15
+    decades on none does. A stretch that ends in a normalization is not judged.
 
     Fix
     ---

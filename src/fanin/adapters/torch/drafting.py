@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fanin.adapters.torch.statistics import Measurement, measure, read
+from fanin.adapters.torch.statistics import Measurement, measure, read, summarize
 from fanin.adapters.torch.updates import Snapshot
 from fanin.rule import Need
 from fanin.summary import TensorSummary
@@ -88,9 +88,9 @@ class Draft:
         if detail is None or value.is_meta or ((role, tensor) in self._seen and not again):
             return
         axis = unit_axis if detail.units and value.ndim > 0 else None
-        measured = measure(value, histogram=detail.histogram, unit_axis=axis)
         # On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form.
-        result = read([measured])[0] if value.device.type == "cpu" else measured
+        look = summarize if value.device.type == "cpu" else measure
+        result = look(value, histogram=detail.histogram, unit_axis=axis)
         dtype = str(value.dtype).removeprefix("torch.")
         self._seen[role, tensor] = Seen(layer, tuple(value.shape), dtype, result)
 

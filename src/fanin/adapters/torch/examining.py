@@ -20,6 +20,9 @@ from fanin.trial import ModelSpec, Step, Trial
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 """Keys under which a batch that is a mapping may hold its target."""
 
+CAN_RUN_EAGERLY = hasattr(torch.compiler, "set_stance")
+"""Whether this torch (2.6 and later) can run a compiled model as it was written."""
+
 BATCH_FORMS = "(inputs, targets), a mapping, a tensor, or an iterable of these such as a DataLoader"
 
 
@@ -32,11 +35,11 @@ def examine(model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) 
         _put_in_train_mode(plain)
         args, kwargs, target = _parts(_first(batch), loss_fn)
         _require_same_device(plain, (args, kwargs, target))
-        watching = TorchWatching(plain, plan)
+        watching = TorchWatching(plain, plan, runs_eagerly=CAN_RUN_EAGERLY)
         try:
             loss = _loss(_run(plain, watching, args, kwargs), target, loss_fn)
             watching.loss(loss)
-            _differentiate(loss)
+            _differentiate(loss, watching)
         finally:
             watching.detach()
     if not steps:
@@ -46,7 +49,7 @@ def examine(model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) 
 
 def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
     """What is compiled runs as it was written meanwhile: the compiler would bypass the hooks."""
-    if is_compiled(model) and hasattr(torch.compiler, "set_stance"):  # since torch 2.6
+    if is_compiled(model) and CAN_RUN_EAGERLY:
         stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
         return stance
     return nullcontext()
@@ -193,17 +196,18 @@ def _computed_loss(output: Any, target: Any, loss_fn: Callable[[Any, Any], Any])
         return loss_fn(output, target)
     except Exception as error:
         shapes = ", ".join(str(list(t.shape)) for t in tensors_in(output))
-        target_shape = ", ".join(f"{list(t.shape)} {str(t.dtype)[6:]}" for t in tensors_in(target))
+        shape = ", ".join(f"{list(t.shape)} {str(t.dtype)[6:]}" for t in tensors_in(target))
+        given = f"output {shapes}, target {shape or repr(target)[:40]}"
         raise LossError(
             "the loss function cannot be computed",
             where="loss_fn(output, target)",
-            got=f"output {shapes}, target {target_shape or target!r}; {type(error).__name__}: {_one_line(error)}",
+            got=f"{given}; {type(error).__name__}: {_one_line(error)}",
             expected="a loss function of the model's output and the batch's target",
             next_step="wrap it when the output is a record: lambda output, target: loss(output.logits, target)",
         ) from error
 
 
-def _differentiate(loss: Tensor) -> None:
+def _differentiate(loss: Tensor, watching: TorchWatching) -> None:
     if not loss.requires_grad:
         raise LossError(
             "the loss does not depend on any trainable parameter",
@@ -213,7 +217,9 @@ def _differentiate(loss: Tensor) -> None:
         )
     try:
         loss.backward()
-    except RuntimeError as error:
+    except Exception as error:
+        if watching.fault is not None:
+            raise
         raise LossError(
             "the backward pass fails",
             got=f"{type(error).__name__}: {_one_line(error)}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch.overrides import TorchFunctionMode, _len_torch_function_stack, _pop_mode, _push_mode
+from torch._C import _len_torch_function_stack
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 
 def take_away(mode: TorchFunctionMode) -> None:

@@ -43,9 +43,15 @@ FORWARD_UNSEEN = (
 
 
 class TorchWatching:
-    """Hangs on a model from construction until `detach`, or until the last planned step is over."""
+    """Hangs on a model from construction until `detach`, or until the last planned step is over.
 
-    def __init__(self, model: nn.Module, plan: WatchPlan) -> None:
+    Attributes:
+        model: What is watched: of a compiled model the one within.
+        fault: Of our own, that ended the watch.
+        detached: Whether all hooks are gone.
+    """
+
+    def __init__(self, model: nn.Module, plan: WatchPlan, *, runs_eagerly: bool = False) -> None:
         self.model = uncompiled(model)
         self.plan = plan
         self.detached = False
@@ -57,7 +63,8 @@ class TorchWatching:
         self._draft: Draft | None = None
         self._done = 0
         self._optimizer_seen = False
-        self._compiled = is_compiled(model)
+        self._runs_eagerly = runs_eagerly
+        self._compiled = is_compiled(model) and not runs_eagerly
         self._called = False
         self._depth = 0
         self._pass: FrameType | None = None
@@ -198,7 +205,7 @@ class TorchWatching:
 
     def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Trace the pass that begins; not where it meets compiled modules, into which no tracing may reach."""
-        self._compiled = self._compiled or is_compiled(self.model)
+        self._compiled = self._compiled or (is_compiled(self.model) and not self._runs_eagerly)
         if not self.detached and not self._compiled:
             self._outer_error = sys.exception()
             self._tracer.begin(args, kwargs)
