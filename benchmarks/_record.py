@@ -14,8 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import fanin
+
 RESULTS = Path(__file__).parent / "results"
-SOURCE = Path(__file__).parent.parent / "src" / "fanin"
+SOURCE = Path(fanin.__file__).parent
 
 
 def circumstances(*packages: str) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def circumstances(*packages: str) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("fanin", *packages)},
-        "fanin_source": _fingerprint(),
+        "fanin_source": fingerprint(),
         "cpus": os.cpu_count(),
         "load_average": os.getloadavg(),
     }
@@ -38,8 +40,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _fingerprint() -> str:
-    """Of fanin's code as it lies here, committed or not."""
+def fingerprint() -> str:
+    """Of the code of the fanin that is imported, committed or not."""
     digest = hashlib.sha256()
     for path in sorted(SOURCE.rglob("*.py")):
         digest.update(path.read_bytes())

@@ -54,8 +54,13 @@ COLUMNS = (
     "plain_s",
     "ratio",
     "error",
+    "date",
+    "fanin_source",
+    "torch_threads",
+    "load",
 )
-"""Of results/zoo.csv; decades to layers describe the last stretch without normalization."""
+"""Of results/zoo.csv; decades to layers describe the last stretch without normalization, date to load the
+run that a row is of."""
 
 Row = dict[str, Any]
 
@@ -228,9 +233,11 @@ def main() -> int:
     declared = declare_operators()
     about = circumstances("torch", "timm", "torchvision", "transformers", "numpy")
     about["torch_threads"] = torch.get_num_threads()
+    run = {k: about[k] for k in ("date", "fanin_source", "torch_threads")}
     rows: list[Row] = []
     for case in _wanted(options):
-        rows.append(judged(case, options))
+        load = round(os.getloadavg()[0], 2)
+        rows.append(judged(case, options) | run | {"load": load})
         print(_line(rows[-1]), flush=True)
     print(summary(rows))
     _keep(rows, about)
@@ -258,7 +265,11 @@ def _keep(rows: list[Row], about: dict[str, Any]) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(together.values())
-    said = summary(_kept(path)).splitlines()
+    kept = _kept(path)
+    said = [
+        f"fanin sources: {', '.join(sorted({r['fanin_source'] for r in kept}))}",
+        *summary(kept).splitlines(),
+    ]
     print(f"\n{path} and {keep('zoo', about | {'summary': said})}")
 
 

@@ -1053,7 +1053,7 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
-    "summaries": (drafting, "measure"),
+    "summaries": (drafting, "summarize"),
     "observe": (drafting.Draft, "observe"),
     "finished": (drafting.Draft, "finished"),
     "tracer.begin": (tracing.Tracer, "begin"),

@@ -11,7 +11,9 @@ Counts, extremes and histograms merge exactly; moments merge up to the rounding 
 Quantiles come from a histogram of float bits. The 14 upper bits of a float32 (sign, 8 of exponent, 5 of
 mantissa) name a bin whose edges differ by at most 1/32 of their value. A histogram of bits is a histogram of
 log magnitude: it needs no range in advance, so two of them add up whatever the data were. Every quantile is an
-interval that contains the true one.
+interval that contains the true one. Where only m of n values were looked at, each counting for n/m, the rank of a
+quantile p is uncertain by √(p (1 - p) Σ n²/m), the sum over the tensors merged (the variance of a binomial; by
+Jensen's inequality it holds for parts of different distributions too); four such standard deviations are allowed for.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ SAME_UNIT = 1e-5
 """Two units whose fingerprints agree to this fraction of the largest value count as identical: above the rounding
 of a float32 sum over 10^4 inputs (about 1e-6), far below what two random draws can have in common."""
 
+
+SAMPLING_SIGMAS = 4.0
+"""Standard deviations that a sampled rank may be off: exceeded once in 16,000 (two-sided normal)."""
 
 MOMENT_LIMIT = 1e140
 """Larger magnitudes enter the moments as this one, so that sums of their squares stay within float64; extremes keep
@@ -79,27 +84,36 @@ class Histogram:
     Attributes:
         bins: [k] names of the occupied bins, ascending; ascending bins hold ascending values.
         counts: [k] how many values each holds.
+        rank_variance: Σ n²/m over the tensors merged of whose n values only m were looked at; 0 when all were.
     """
 
     bins: Ints
     counts: Ints
+    rank_variance: float = 0.0
 
     @classmethod
-    def of_counts(cls, counts: Ints) -> Histogram:
-        """From dense counts [2 * BINS_PER_SIGN], indexed by the raw upper bits (sign bit on top)."""
-        occupied = np.flatnonzero(counts)
-        finite = occupied[(occupied & (BINS_PER_SIGN - 1)) < FIRST_NON_FINITE_BIN]
-        negative = finite >= BINS_PER_SIGN
-        bins = np.where(negative, BINS_PER_SIGN - 1 - finite, finite)
-        order = np.argsort(bins)
-        return cls(bins[order].astype(np.int64), counts[finite][order].astype(np.int64))
+    def of_counts(cls, counts: Ints, stride: int = 1) -> Histogram:
+        """From dense counts [2 * BINS_PER_SIGN], indexed by the raw upper bits (sign bit on top); with a stride of
+        s only every s-th value was counted."""
+        below, above = counts[BINS_PER_SIGN:][:FIRST_NON_FINITE_BIN], counts[:FIRST_NON_FINITE_BIN]
+        # Of negative values those with larger bits are the smaller ones.
+        negative, positive = np.flatnonzero(below)[::-1], np.flatnonzero(above)
+        looked_at = np.concatenate([below[negative], above[positive]]).astype(np.int64)
+        variance = float(looked_at.sum()) * stride**2 if stride > 1 else 0.0
+        return cls(np.concatenate([-1 - negative, positive]), looked_at * stride, variance)
 
     def merge(self, other: Histogram) -> Histogram:
         """The histogram of both sets."""
         bins, where = np.unique(np.concatenate([self.bins, other.bins]), return_inverse=True)
         counts = np.zeros(len(bins), np.int64)
         np.add.at(counts, where, np.concatenate([self.counts, other.counts]))
-        return Histogram(bins, counts)
+        return Histogram(bins, counts, self.rank_variance + other.rank_variance)
+
+    def ranks(self, p: float) -> tuple[float, float]:
+        """The order statistics, from 0, between which the p-quantile lies."""
+        last = float(self.counts.sum()) - 1
+        error = SAMPLING_SIGMAS * float(np.sqrt(self.rank_variance * p * (1 - p)))
+        return max(np.floor(p * last - error), 0.0), min(np.ceil(p * last + error), last)
 
     def edges(self) -> tuple[Floats, Floats]:
         """Lower and upper edge of each occupied bin, [k] each, widened by the rounding of float64 to float32."""
@@ -282,15 +296,14 @@ class TensorSummary:
             raise ValueError("this summary was taken without a histogram; ask for one")
         if not self.count:
             raise ValueError("there is no finite value to take a quantile of")
-        rank = p * (self.count - 1)
+        lowest, highest = self.histogram.ranks(p)
         cumulative = np.cumsum(self.histogram.counts)
-        first = int(np.searchsorted(cumulative, np.floor(rank), side="right"))
-        last = int(np.searchsorted(cumulative, np.ceil(rank), side="right"))
+        first = int(np.searchsorted(cumulative, lowest, side="right"))
+        last = int(np.searchsorted(cumulative, highest, side="right"))
         low, high = self.histogram.edges()
-        return Interval(
-            max(float(low[first]), self.minimum),
-            min(float(high[min(last, len(high) - 1)]), self.maximum),
-        )
+        below = self.minimum if lowest == 0 else max(float(low[first]), self.minimum)
+        above = self.maximum if highest == cumulative[-1] - 1 else float(high[min(last, len(high) - 1)])
+        return Interval(below, min(above, self.maximum))
 
 
 def merge_moments(n_a: Any, mean_a: Any, m2_a: Any, n_b: Any, mean_b: Any, m2_b: Any) -> Any:

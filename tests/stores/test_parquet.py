@@ -137,7 +137,7 @@ moments = st.floats()
 @st.composite
 def histograms(draw: st.DrawFn) -> Histogram:
     size = draw(st.integers(0, 5))
-    return Histogram(*(draw(arrays(np.int64, size)) for _ in range(2)))
+    return Histogram(*(draw(arrays(np.int64, size)) for _ in range(2)), draw(st.sampled_from([0.0, 1e9])))
 
 
 @st.composite

@@ -1,16 +1,26 @@
-"""The common case on a CPU: contiguous float32, finite, of a size whose squares float32 can hold, no units.
+"""The common case on a CPU: float32, finite, of a size whose squares float32 can hold.
 
-Four reads per piece instead of eight and no float64 copy: M2 = Σx² - n x̄², which loses nothing as long as the mean
-is small against the spread. Whatever does not fit returns None and takes the general way of `statistics`.
+No float64 copy, and half the reads of the general way of `statistics`. A histogram of a large tensor looks at a
+sample, and says so. Whatever does not fit returns None and takes the general way.
 """
 
 from __future__ import annotations
+
+from math import gcd, prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fanin.summary import BIN_SHIFT, BINS_PER_SIGN, Histogram, Ints, TensorSummary
+from fanin.summary import (
+    BIN_SHIFT,
+    BINS_PER_SIGN,
+    Floats,
+    Histogram,
+    TensorSummary,
+    UnitSummary,
+    projection_weights,
+)
 
 PIECE = 2**17
 """Values looked at together: 512 KiB, which stay in the second-level cache for all four reads. The float32 dot product
@@ -20,14 +30,25 @@ SQUARES_FIT = (1e-15, 1e15)
 """Largest magnitude of a tensor between which squares neither vanish nor overflow in float32 (1e-38 to 1e38), with
 room for values 10^4 below it."""
 
+LOOKED_AT = 2**15
+"""Values at least that a histogram looks at: the 5 % quantile of a Gaussian is then known to about 3 %, the width of
+a bin. All of 10^6 values cost 2 ms, four times as much as their moments."""
+
 SPREAD_SHARE = 0.9
 """M2 must be at least this share of Σx²: then the subtraction costs less than a bit."""
 
 
-def quick(values: Tensor, histogram: bool) -> TensorSummary | None:
+def quick(values: Tensor, histogram: bool, unit_axis: int | None, offset: int) -> TensorSummary | None:
     """The summary of a tensor, or None where the short way would not be exact."""
     if values.dtype is not torch.float32 or values.device.type != "cpu" or not values.numel():
         return None
+    if unit_axis is None:
+        return _whole(values, histogram)
+    return _by_units(values, histogram, unit_axis, offset)
+
+
+def _whole(values: Tensor, histogram: bool) -> TensorSummary | None:
+    """M2 = Σx² - n x̄², which loses nothing as long as the mean is small against the spread."""
     flat = values.reshape(-1)
     pieces = [flat] if len(flat) <= PIECE else list(flat.split(PIECE))
     low, high = _extremes(pieces)
@@ -40,8 +61,34 @@ def quick(values: Tensor, histogram: bool) -> TensorSummary | None:
     if m2 < SPREAD_SHARE * squares:
         return None
     zeros = sum(np.count_nonzero((piece == 0).numpy()) for piece in pieces) if low <= 0 <= high else 0
-    counts = _histogram(pieces) if histogram else None
+    counts = _histogram(flat) if histogram else None
     return TensorSummary(n, 0, 0, int(zeros), mean, m2, low, high, counts)
+
+
+def _by_units(values: Tensor, histogram: bool, unit_axis: int, offset: int) -> TensorSummary | None:
+    """As [before, units, after], whatever the layout: rows of a weight, channels of an image, features of a token."""
+    axis = unit_axis % values.ndim
+    shape = values.shape
+    x = values.reshape(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))
+    low, high = x.amin((0, 2)), x.amax((0, 2))
+    if not SQUARES_FIT[0] < float(torch.maximum(-low, high).max()) < SQUARES_FIT[1]:
+        return None
+    mean = x.mean((0, 2))
+    m2 = (x - mean[:, None]).square_().sum((0, 2))
+    weights = projection_weights(x.shape[0] * x.shape[2], offset).reshape(x.shape[0], x.shape[2], 1)
+    along = torch.bmm(x, torch.from_numpy(weights).float()).sum((0, 2))
+    each = x.shape[0] * x.shape[2]
+    units = UnitSummary(np.full(len(low), each), *(_wide(v) for v in (mean, m2, low, high, along)))
+    centre = float(units.mean.mean())
+    spread = float(units.m2.sum() + each * np.square(units.mean - centre).sum())
+    zeros = np.count_nonzero((x == 0).numpy()) if bool((low <= 0).any() & (high >= 0).any()) else 0
+    extremes = float(units.minimum.min()), float(units.maximum.max())
+    counts = _histogram(values.reshape(-1)) if histogram else None
+    return TensorSummary(values.numel(), 0, 0, int(zeros), centre, spread, *extremes, counts, units)
+
+
+def _wide(tensor: Tensor) -> Floats:
+    return tensor.double().numpy()
 
 
 def _extremes(pieces: list[Tensor]) -> tuple[float, float]:
@@ -50,12 +97,13 @@ def _extremes(pieces: list[Tensor]) -> tuple[float, float]:
     return float(torch.stack(lows).amin()), float(torch.stack(highs).amax())
 
 
-def _histogram(pieces: list[Tensor]) -> Histogram:
-    counts: Ints = np.zeros(2 * BINS_PER_SIGN, np.int64)
-    names = np.empty(len(pieces[0]), np.intp)  # what bincount wants; written in place, piece after piece
-    for piece in pieces:
-        bits = piece.numpy().view(np.uint32)
-        into = names[: len(bits)]
-        np.right_shift(bits, BIN_SHIFT, out=into, casting="unsafe")
-        counts += np.bincount(into, minlength=len(counts))
-    return Histogram.of_counts(counts)
+def _histogram(flat: Tensor) -> Histogram:
+    """Of every s-th value. The stride has no factor in common with the size, so that it meets every row and column
+    of a matrix alike."""
+    n = len(flat)
+    stride = max(1, n // LOOKED_AT)
+    while stride > 1 and gcd(stride, n) > 1:
+        stride += 1
+    sample = np.ascontiguousarray(flat.numpy()[::stride])
+    names = (sample.view(np.uint32) >> BIN_SHIFT).astype(np.intp)
+    return Histogram.of_counts(np.bincount(names, minlength=2 * BINS_PER_SIGN), stride)

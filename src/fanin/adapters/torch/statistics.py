@@ -92,7 +92,7 @@ def summarize(
     tensor: Tensor, *, histogram: bool = False, unit_axis: int | None = None, offset: int = 0
 ) -> TensorSummary:
     """The summary of one tensor, read at once."""
-    found = quick(_plain(tensor), histogram) if unit_axis is None else None
+    found = quick(_plain(tensor), histogram, unit_axis, offset)
     return found or read([measure(tensor, histogram=histogram, unit_axis=unit_axis, offset=offset)])[0]
 
 

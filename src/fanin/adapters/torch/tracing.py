@@ -79,10 +79,16 @@ SUMS = frozenset(
         Tensor.__radd__,
         Tensor.__iadd__,
         torch.sub,
+        Tensor.sub,
+        Tensor.sub_,
         Tensor.__sub__,
+        Tensor.__rsub__,
+        Tensor.__isub__,
     }
 )
-CONCATENATIONS = frozenset({torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack})
+CONCATENATIONS = frozenset(
+    {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +240,7 @@ class Tracer:
 
     def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is about to run."""
-        name = ACTIVATIONS.get(func)
+        name = _activation(func, kwargs)
         value = args[0] if args else kwargs.get("input")
         if name is None or not isinstance(value, Tensor):
             return
@@ -253,7 +259,7 @@ class Tracer:
         joins = "sum" if func in SUMS else "concatenation" if func in CONCATENATIONS else "other"
         made_of = self._joined((args, kwargs), joins)
         if func in ACTIVATIONS:
-            made_of = replace(made_of, activation=ACTIVATIONS[func])
+            made_of = replace(made_of, activation=_activation(func, kwargs))
         elif func in NORMALIZATIONS and not self._inside_norm():
             made_of = self._function_norm(NORMALIZATIONS[func], made_of)
         if made_of.layers:
@@ -347,6 +353,13 @@ class Tracer:
     def parameter(self, path: str, name: str) -> KnownParameter:
         """The parameter of this layer with this name."""
         return self._parameters[path, name]
+
+
+def _activation(func: Callable[..., Any], kwargs: dict[str, Any]) -> str | None:
+    """Which activation a function is, if any; `nn.ReLU6` calls a hardtanh from 0 to 6."""
+    name = ACTIVATIONS.get(func)
+    limits = kwargs.get("min_val"), kwargs.get("max_val")
+    return "relu6" if name == "hardtanh" and limits == (0.0, 6.0) else name
 
 
 _NOWHERE = Provenance(frozenset())

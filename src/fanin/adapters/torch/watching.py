@@ -62,6 +62,8 @@ class TorchWatching:
         self._handles = Handles()
         self._draft: Draft | None = None
         self._done = 0
+        self._known: ModelSpec | None = None
+        self._ran: tuple[str, ...] = ()
         self._optimizer_seen = False
         self._runs_eagerly = runs_eagerly
         self._compiled = is_compiled(model) and not runs_eagerly
@@ -239,11 +241,15 @@ class TorchWatching:
             self._take_spec()
 
     def _take_spec(self) -> None:
-        if self._draft is not None and self._draft.spec is None:
+        if self._draft is None or self._draft.spec is not None:
+            return
+        ran = tuple(self._tracer.current.ran)
+        if self._known is None or ran != self._ran:  # the first pass, or one that took another way
             self._tracer.refresh()
-            self._draft.spec = self.spec
+            self._known, self._ran = self.spec, ran
             self._attach_to_parameters()
             self._observe_parameters(self._draft)  # again for those of lazy modules
+        self._draft.spec = self._known
 
     def _is_over(self, draft: Draft) -> bool:
         """Whether what begins now belongs to a new step: the parameters have been updated since, or the gradients

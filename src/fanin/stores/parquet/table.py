@@ -52,6 +52,9 @@ STATES = pa.schema(
 DERIVED = pa.schema([pa.field(name, pa.float64()) for name in ("variance", "rms")])
 """For other readers."""
 
+RANK_VARIANCE = pa.schema([pa.field("histogram_rank_variance", pa.float64())])
+"""How far a histogram of a sample may be off; null without a histogram."""
+
 HISTOGRAM = pa.schema([pa.field(f"histogram_{name}", pa.list_(pa.int64())) for name in ("bins", "counts")])
 UNITS = pa.schema(
     [
@@ -64,7 +67,7 @@ UNITS = pa.schema(
 )
 """Arrays, null where they were not asked for. Here and above, prefix + field of UnitSummary or Histogram."""
 
-SCHEMA = pa.schema([*KEYS, *STATES, *DERIVED, *HISTOGRAM, *UNITS])
+SCHEMA = pa.schema([*KEYS, *STATES, *DERIVED, *RANK_VARIANCE, *HISTOGRAM, *UNITS])
 
 
 def to_table(steps: Iterable[Step]) -> pa.Table:
@@ -97,6 +100,7 @@ def _observation_row(seen: Observation) -> Row:
         "variance": variance,
         # Not summary.rms: the square of a mean of 10^200 is an error in Python, and must not end the recording.
         "rms": math.hypot(math.sqrt(max(variance, 0.0)), summary.mean),
+        "histogram_rank_variance": summary.histogram.rank_variance if summary.histogram else None,
         **_arrays(summary.histogram, HISTOGRAM, "histogram_"),
         **_arrays(summary.units, UNITS, "unit_"),
     }
@@ -120,7 +124,7 @@ def from_table(table: pa.Table) -> Iterator[Step]:
         pa.ArrowException, KeyError, TypeError, ValueError: It is not a table of steps.
     """
     table = table.select(SCHEMA.names).cast(SCHEMA)
-    rows: list[Row] = table.select([*KEYS.names, *STATES.names]).to_pylist()
+    rows: list[Row] = table.select([*KEYS.names, *STATES.names, *RANK_VARIANCE.names]).to_pylist()
     for name in [*HISTOGRAM.names, *UNITS.names]:
         for row, array in zip(rows, _column_arrays(table.column(name)), strict=True):
             row[name] = array
@@ -152,7 +156,7 @@ def _observation(row: Row) -> Observation:
         tensor=row["tensor"],
         summary=TensorSummary(
             **states,
-            histogram=_from_arrays(Histogram, row, HISTOGRAM.names),
+            histogram=_from_arrays(Histogram, row, HISTOGRAM.names, row["histogram_rank_variance"] or 0.0),
             units=_from_arrays(UnitSummary, row, UNITS.names),
         ),
         shape=tuple(row["shape"]),
@@ -161,10 +165,10 @@ def _observation(row: Row) -> Observation:
     )
 
 
-def _from_arrays(record: type[Any], row: Row, columns: list[str]) -> Any:
+def _from_arrays(record: type[Any], row: Row, columns: list[str], *more: float) -> Any:
     arrays = [row[name] for name in columns]
     if all(array is None for array in arrays):
         return None
     if any(array is None or len(array) != len(arrays[0]) for array in arrays):
         raise ValueError(f"{row['tensor']!r} has {record.__name__} columns of different lengths")
-    return record(*arrays)
+    return record(*arrays, *more)
