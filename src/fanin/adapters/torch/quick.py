@@ -60,31 +60,54 @@ def _whole(values: Tensor, histogram: bool) -> TensorSummary | None:
     m2 = squares - n * mean * mean
     if m2 < SPREAD_SHARE * squares:
         return None
-    zeros = sum(np.count_nonzero((piece == 0).numpy()) for piece in pieces) if low <= 0 <= high else 0
+    zeros = sum(map(_zeros, pieces)) if low <= 0 <= high else 0
     counts = _histogram(flat) if histogram else None
-    return TensorSummary(n, 0, 0, int(zeros), mean, m2, low, high, counts)
+    return TensorSummary(n, 0, 0, zeros, mean, m2, low, high, counts)
 
 
 def _by_units(values: Tensor, histogram: bool, unit_axis: int, offset: int) -> TensorSummary | None:
     """As [before, units, after], whatever the layout: rows of a weight, channels of an image, features of a token."""
-    axis = unit_axis % values.ndim
-    shape = values.shape
+    shape, axis = values.shape, range(values.ndim)[unit_axis]
     x = values.reshape(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))
     low, high = x.amin((0, 2)), x.amax((0, 2))
     if not SQUARES_FIT[0] < float(torch.maximum(-low, high).max()) < SQUARES_FIT[1]:
         return None
-    mean = x.mean((0, 2))
-    m2 = (x - mean[:, None]).square_().sum((0, 2))
-    weights = projection_weights(x.shape[0] * x.shape[2], offset).reshape(x.shape[0], x.shape[2], 1)
-    along = torch.bmm(x, torch.from_numpy(weights).float()).sum((0, 2))
     each = x.shape[0] * x.shape[2]
-    units = UnitSummary(np.full(len(low), each), *(_wide(v) for v in (mean, m2, low, high, along)))
+    along = _projection(x, torch.from_numpy(projection_weights(each, offset)).float())
+    mean, m2 = _moments(x, each, low == high)
+    units = UnitSummary(np.full(len(low), each), mean, m2, *(_wide(v) for v in (low, high, along)))
     centre = float(units.mean.mean())
     spread = float(units.m2.sum() + each * np.square(units.mean - centre).sum())
-    zeros = np.count_nonzero((x == 0).numpy()) if bool((low <= 0).any() & (high >= 0).any()) else 0
+    zeros = _zeros(x) if bool((low <= 0).any() & (high >= 0).any()) else 0
     extremes = float(units.minimum.min()), float(units.maximum.max())
     counts = _histogram(values.reshape(-1)) if histogram else None
-    return TensorSummary(values.numel(), 0, 0, int(zeros), centre, spread, *extremes, counts, units)
+    return TensorSummary(values.numel(), 0, 0, zeros, centre, spread, *extremes, counts, units)
+
+
+def _moments(x: Tensor, each: int, constant: Tensor) -> tuple[Floats, Floats]:
+    """Mean and M2 [units] by the corrected two-pass algorithm (Chan et al. 1983, eq. 1.7): what float32 rounds off the
+    mean comes back through the sum of deviations."""
+    centre = x.mean((0, 2))
+    deviations = x - centre[:, None]
+    rest = _wide(deviations.sum((0, 2)))
+    m2 = _wide(deviations.square_().sum((0, 2))) - rest**2 / each
+    return _wide(centre) + rest / each, np.where(constant.numpy(), 0.0, np.maximum(m2, 0.0))
+
+
+def _projection(x: Tensor, weights: Tensor) -> Tensor:
+    """[units] Σ r(i) x(i) of x [before, units, after] with weights [before * after]: one matrix-vector product where
+    the layout allows it, which for the channels of an image it does not."""
+    before, units, after = x.shape
+    if after == 1:
+        return weights @ x.reshape(before, units)
+    if before == 1:
+        return x[0] @ weights
+    return (x * weights.reshape(before, 1, after)).sum((0, 2))
+
+
+def _zeros(x: Tensor) -> int:
+    """NumPy counts the ones of a mask ten times faster than torch."""
+    return int(np.count_nonzero(x.numpy() == 0))
 
 
 def _wide(tensor: Tensor) -> Floats:
