@@ -198,7 +198,7 @@ def test_the_weights_of_step_0_are_the_initial_ones() -> None:
     found = {**of(start, Role.WEIGHT), **of(start, Role.BIAS)}
     assert found.keys() == initial.keys()
     for name, summary in initial.items():
-        assert found[name].mean == pytest.approx(summary.mean, rel=1e-12)
+        assert found[name].mean == pytest.approx(summary.mean, rel=1e-6, abs=1e-7 * summary.rms)  # of float32
         assert found[name].maximum == summary.maximum
     assert of(seen.trial.steps[1], Role.WEIGHT)["fc1.weight"].m2 != initial["fc1.weight"].m2
 
@@ -656,7 +656,7 @@ def test_autocast_does_not_reach_the_statistics() -> None:
     units = weights["fc1.weight"].units
     assert units is not None
     assert expected.units is not None
-    np.testing.assert_allclose(units.projection, expected.units.projection, rtol=1e-12)
+    np.testing.assert_allclose(units.projection, expected.units.projection, rtol=1e-5)
     assert seen.trial.steps[0].of(Role.OUTPUT)["fc1_output_0"].dtype == "bfloat16"
 
 

@@ -708,7 +708,11 @@ def test_an_error_says_what_where_and_what_next(name: str) -> None:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("model", [3, "model.py", Named().state_dict(), nn.Linear, torch.zeros(3)], ids=str)
+@pytest.mark.parametrize(
+    "model",
+    [3, "model.py", Named().state_dict(), nn.Linear, torch.zeros(3)],
+    ids=["number", "text", "state_dict", "class", "tensor"],
+)
 def test_what_is_no_model_is_refused(model: Any) -> None:
     with pytest.raises(UsageError, match="this is not a model that fanin knows"):
         check(model, (X, Y), cross_entropy)

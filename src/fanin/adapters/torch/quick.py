@@ -10,6 +10,7 @@ from math import gcd, prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fanin.summary import (
@@ -56,7 +57,9 @@ def _whole(values: Tensor, histogram: bool) -> TensorSummary | None:
         return None
     n = len(flat)
     mean = sum(float(piece.sum()) for piece in pieces) / n
-    squares = sum(float(torch.dot(piece, piece)) for piece in pieces)
+    squares = sum(
+        float(np.dot(piece.numpy(), piece.numpy())) for piece in pieces
+    )  # by NumPy: see _projection
     m2 = squares - n * mean * mean
     if m2 < SPREAD_SHARE * squares:
         return None
@@ -73,9 +76,9 @@ def _by_units(values: Tensor, histogram: bool, unit_axis: int, offset: int) -> T
     if not SQUARES_FIT[0] < float(torch.maximum(-low, high).max()) < SQUARES_FIT[1]:
         return None
     each = x.shape[0] * x.shape[2]
-    along = _projection(x, torch.from_numpy(projection_weights(each, offset)).float())
+    along = _projection(x, projection_weights(each, offset).astype(np.float32))
     mean, m2 = _moments(x, each, low == high)
-    units = UnitSummary(np.full(len(low), each), mean, m2, *(_wide(v) for v in (low, high, along)))
+    units = UnitSummary(np.full(len(low), each), mean, m2, _wide(low), _wide(high), along)
     centre = float(units.mean.mean())
     spread = float(units.m2.sum() + each * np.square(units.mean - centre).sum())
     zeros = _zeros(x) if bool((low <= 0).any() & (high >= 0).any()) else 0
@@ -94,15 +97,17 @@ def _moments(x: Tensor, each: int, constant: Tensor) -> tuple[Floats, Floats]:
     return _wide(centre) + rest / each, np.where(constant.numpy(), 0.0, np.maximum(m2, 0.0))
 
 
-def _projection(x: Tensor, weights: Tensor) -> Tensor:
+def _projection(x: Tensor, weights: NDArray[np.float32]) -> Floats:
     """[units] Σ r(i) x(i) of x [before, units, after] with weights [before * after]: one matrix-vector product where
-    the layout allows it, which for the channels of an image it does not."""
+    the layout allows it, which for the channels of an image it does not. By NumPy, whose products no autocast lowers
+    to bfloat16."""
     before, units, after = x.shape
+    values = x.numpy()
     if after == 1:
-        return weights @ x.reshape(before, units)
+        return np.asarray(weights @ values.reshape(before, units), np.float64)
     if before == 1:
-        return x[0] @ weights
-    return (x * weights.reshape(before, 1, after)).sum((0, 2))
+        return np.asarray(values[0] @ weights, np.float64)
+    return _wide((x * torch.from_numpy(weights).reshape(before, 1, after)).sum((0, 2)))
 
 
 def _zeros(x: Tensor) -> int:
