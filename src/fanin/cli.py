@@ -112,7 +112,7 @@ def main() -> None:
     \b
     Examples:
       fanin demo                               see it at work, in a minute
-      fanin check examples/digits.py:build     before any training
+      fanin check model.py:build               before any training
       fanin run -- python train.py --lr 0.1    any training script, unchanged
       fanin judge runs/train-20260301-093000   again, later, elsewhere
       fanin explain FAN101                     what a code means
@@ -136,7 +136,7 @@ def check(target: str, fail_on: str, form: str, color: bool | None, path: str | 
 
     \b
     Examples:
-      fanin check examples/digits.py:build     a file
+      fanin check model.py:build               a file
       fanin check app.models:build             a module, from here
       fanin check app.models:build --format json -o init.json
     """
@@ -314,7 +314,7 @@ def rules() -> None:
 
 @main.command(short_help="See it at work, in a minute.")
 def demo() -> int:
-    """See a network that starts badly, which layer it is, and the repair at work.
+    """Judge three real networks, then train them: who was right?
 
     \b
     Examples:

@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -47,7 +46,9 @@ def _judged_and_trained(examples: ModuleType, name: str, console: Console) -> tu
 
 def _summary(rows: list[tuple[str, Report, float]], epochs: int) -> Table:
     title = f"The verdict before step one, and the accuracy after {epochs} epochs"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
     for heading in ("network", "verdict", "layer", "cause", "line", "accuracy"):
         table.add_column(heading, no_wrap=True)
     for name, report, accuracy in rows:

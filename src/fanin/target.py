@@ -19,7 +19,7 @@ from fanin.errors import TargetError
 
 T = TypeVar("T")
 
-EXPECTED = "MODULE:BUILD, as in examples/digits.py:build or app.models:build"
+EXPECTED = "MODULE:BUILD, as in model.py:build or app.models:build"
 RETURNED = "(model, batch, loss_fn), (model, batch), or a dict or named tuple with these names"
 
 
