@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import prod
 
 from fanin.finding import Diagnosis, Finding, Missing, Origin, Scope, Severity, Verdict
 from fanin.judgement import Result
-from fanin.trial import ModelSpec, Trial
+from fanin.propagation import stretch
+from fanin.trial import LayerSpec, ModelSpec, ParameterSpec, Role, Trial
 
 DOCUMENTED = "FAN001"
 """The documented rule. Its answer is printed beside ours and decides only when it is asked alone."""
+
+
+UNSEEN = 0.5
+"""Share of the trained weights that may lie outside layers that ran: class tokens, positions and the output projection
+of an attention do in healthy models, and make up less than a tenth of each in the zoo."""
 
 
 def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
@@ -47,8 +54,29 @@ def _missing(trial: Trial, results: Iterable[Result]) -> Iterable[Missing]:
         return
     if not any(layer.calls for layer in trial.spec.weight_layers):
         yield Missing("FAN901", "no layer with weights ran", "check that the model has layers and uses them")
+    unseen = _unseen_share(trial)
+    if unseen > UNSEEN:
+        yield Missing(
+            "FAN902",
+            f"{unseen:.0%} of the trained weights belong to no layer that was seen to run (bare or parametrized "
+            "parameters)",
+            "use layers such as nn.Linear, or check the model without weight_norm and spectral_norm",
+        )
     for result in results:
         yield from result.missing
+
+
+def _unseen_share(trial: Trial) -> float:
+    """Of the values of all matrices that received a gradient, those whose layer never ran as one."""
+    sizes = [(layer.calls, prod(p.shape)) for layer in trial.spec.layers for p in _trained(trial, layer)]
+    total = sum(size for _, size in sizes)
+    return sum(size for calls, size in sizes if not calls) / total if total else 0.0
+
+
+def _trained(trial: Trial, layer: LayerSpec) -> list[ParameterSpec]:
+    seen = trial.start.of(Role.WEIGHT_GRAD) if trial.start else {}
+    known = (p for p in layer.weights if len(p.shape) >= 2)
+    return [p for p in known if f"gradient/{layer.parameter_path(p)}" in seen]
 
 
 def _verdict(origins: Sequence[Origin], missing: Sequence[Missing]) -> Verdict:
@@ -147,8 +175,15 @@ def _why(trial: Trial, verdict: Verdict, origins: Sequence[Origin], missing: Seq
         return f"{finding.cause.title}: {finding.message}" if finding.cause else finding.evidence
     if verdict is Verdict.UNDECIDED:
         return next(m.what for m in missing if m.blocks)
-    ran = sum(1 for layer in trial.spec.weight_layers if layer.calls)
-    return f"parameters are sound, and the signal passes through all {ran} layers that ran"
+    path = stretch(trial)
+    if path is None:
+        return (
+            "parameters are sound; normalizations or other layers set the signal's scale anew up to the end"
+        )
+    return (
+        f"parameters are sound, and the signal gains {path.decades:+.1f} decades of variance over the "
+        f"{len(path.links) + 1} layers that nothing normalizes"
+    )
 
 
 def _next_step(verdict: Verdict, origins: Sequence[Origin], missing: Sequence[Missing]) -> str:

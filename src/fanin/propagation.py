@@ -9,7 +9,7 @@ adds to it, in decades. Over a stretch without normalization the excesses add up
 exponentially with depth, so that weights which are harmless in 3 layers are fatal in 20.
 
 A normalization sets the scale anew whatever it was. So what counts is the stretch from the last normalization, or
-from the network's input, to the last layer.
+from the network's input, to the last layer, along the graph of which layer feeds which.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ from fanin.trial import Kind, LayerSpec, Observation, ParameterSpec, Role, Step,
 MIXING = frozenset({Kind.LINEAR, Kind.CONV, Kind.CONV_TRANSPOSE})
 """Layers that sum many inputs with weights, and so set the scale of what they put out."""
 
+
+BOUNDED = frozenset({"tanh", "sigmoid", "hardtanh", "hardsigmoid", "softsign", "relu6"})
+"""Activations whose output has a variance of order 1 at most: what an unscaled input loses there is saturation, and not
+the weights' doing."""
 
 CLIFF = 1.0
 """Decades of excess that make one layer a cliff: a factor of 10 in variance, which no scheme of the literature
@@ -117,25 +121,55 @@ class Stretch:
 
 def stretch(trial: Trial) -> Stretch | None:
     """The last stretch without normalization of a trial's start; None where it is shorter than two layers or was
-    not observed."""
+    not observed.
+
+    Of the paths that lead to the last layer (branches of a sum, skips, towers) it is the one on which the weights
+    lose least: what one path loses another may carry.
+    """
     step = trial.start
     if step is None:
         return None
-    links = list(_links(trial, step))
-    if len(links) < 2:
+    links = _links(trial, step)
+    path = _path(trial.spec.layers, links)
+    if len(path) < 2:
         return None
-    return Stretch(tuple(links[:-1]), links[-1], links[0].variance_in, links[-1].variance_in)
+    bounded = any(link.layer.input_activation in BOUNDED for link in path)
+    start = min(path[0].variance_in, 1.0) if bounded else path[0].variance_in
+    return Stretch(tuple(path[:-1]), path[-1], start, path[-1].variance_in)
 
 
-def _links(trial: Trial, step: Step) -> Iterator[Link]:
+def _links(trial: Trial, step: Step) -> dict[str, Link]:
+    """The mixing layers that ran and were observed, by path."""
     inputs, weights = step.first(Role.INPUT), step.of(Role.WEIGHT)
-    for layer in _since_last_norm(trial.spec.layers):
+    found: dict[str, Link] = {}
+    for layer in trial.spec.layers:
         known = [p for p in layer.weights if p.fan_in]
         taken = inputs.get(layer.path)
         drawn = weights.get(layer.parameter_path(known[0])) if known else None
-        if drawn is None or taken is None or taken.summary.units is None or known[0].fan_in is None:
-            continue
-        yield _link(layer, known[0], known[0].fan_in, drawn.summary, taken)
+        mixes = layer.kind in MIXING and layer.calls
+        if mixes and drawn and taken and taken.summary.units and known[0].fan_in:
+            found[layer.path] = _link(layer, known[0], known[0].fan_in, drawn.summary, taken)
+    return found
+
+
+def _path(layers: tuple[LayerSpec, ...], links: dict[str, Link]) -> list[Link]:
+    """From the last reset of the scale to the last mixing layer, on the way that loses least.
+
+    A normalization resets the scale, and so do layers whose effect on it is not known (recurrent, embedding); an
+    attention passes it on. Layers come in forward order, so that what feeds a layer is known before it.
+    """
+    best: dict[str, list[Link]] = {}
+    head: list[Link] = []
+    before = ""
+    for layer in (layer for layer in layers if layer.calls):
+        fed_by = layer.inputs or ((before,) if before else ())
+        ways = [best.get(path, []) for path in fed_by]
+        way = max(ways, key=lambda way: sum(link.excess for link in way), default=[])
+        if layer.path in links:
+            way = head = [*way, links[layer.path]]
+        best[layer.path] = way if layer.path in links or layer.kind is Kind.ATTENTION else []
+        before = layer.path
+    return head
 
 
 def _link(
@@ -149,12 +183,6 @@ def _link(
         variance_in=taken.summary.unit_variance,
         rms=drawn.rms,
     )
-
-
-def _since_last_norm(layers: tuple[LayerSpec, ...]) -> list[LayerSpec]:
-    ran = [layer for layer in layers if layer.calls]
-    norms = [i for i, layer in enumerate(ran) if layer.kind is Kind.NORM]
-    return [layer for layer in ran[norms[-1] + 1 if norms else 0 :] if layer.kind in MIXING]
 
 
 def blamed(path: Stretch, sign: int) -> tuple[tuple[tuple[Link, ...], Scope], ...]:

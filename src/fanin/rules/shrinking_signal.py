@@ -80,7 +80,10 @@ class ShrinkingSignal(Rule):
     def check(self, trial: Trial) -> Iterator[Finding | Missing]:
         """One finding for a slope, or one for each cliff."""
         path = stretch(trial)
-        if path is None or path.decades >= -(TOLERATED + path.noise):
+        if path is not None and path.start <= 0:
+            what = f"the input of {path.links[0].layer.path} is the same for the whole batch"
+            yield Missing(self.code, what, "pass a batch of different examples")
+        if path is None or path.start <= 0 or path.decades >= -(TOLERATED + path.noise):
             return
         if any(link.excess == -inf for link in path.links):
             return  # a layer of zeros: deliberate, or FAN402's case
