@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from inspect import isroutine
 from typing import Any
 
 from fanin import judgement, reports
@@ -114,7 +116,7 @@ def _built(model: Any) -> tuple[Any, Adapter]:
     try:
         return model, adapter_for(model)
     except UsageError:
-        if not callable(model) or isinstance(model, type):
+        if not isroutine(model) and not isinstance(model, partial):
             raise
     return _build(model)
 

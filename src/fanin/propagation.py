@@ -123,8 +123,8 @@ def stretch(trial: Trial) -> Stretch | None:
     """The last stretch without normalization of a trial's start; None where it is shorter than two layers or was
     not observed.
 
-    Of the paths that lead to the last layer (branches of a sum, skips, towers) it is the one on which the weights
-    lose least: what one path loses another may carry.
+    Of the paths that lead to the last layer (branches of a sum, skips, towers) it is the one that should carry most:
+    what one path loses another may deliver.
     """
     step = trial.start
     if step is None:
@@ -153,7 +153,7 @@ def _links(trial: Trial, step: Step) -> dict[str, Link]:
 
 
 def _path(layers: tuple[LayerSpec, ...], links: dict[str, Link]) -> list[Link]:
-    """From the last reset of the scale to the last mixing layer, on the way that loses least.
+    """From the last reset of the scale to the last mixing layer, on the way that carries most.
 
     A normalization resets the scale, and so do layers whose effect on it is not known (recurrent, embedding); an
     attention passes it on. Layers come in forward order, so that what feeds a layer is known before it.
@@ -164,12 +164,21 @@ def _path(layers: tuple[LayerSpec, ...], links: dict[str, Link]) -> list[Link]:
     for layer in (layer for layer in layers if layer.calls):
         fed_by = layer.inputs or ((before,) if before else ())
         ways = [best.get(path, []) for path in fed_by]
-        way = max(ways, key=lambda way: sum(link.excess for link in way), default=[])
+        way = max(ways, key=_carried, default=[])
         if layer.path in links:
             way = head = [*way, links[layer.path]]
         best[layer.path] = way if layer.path in links or layer.kind is Kind.ATTENTION else []
         before = layer.path
     return head
+
+
+def _carried(way: list[Link]) -> float:
+    """log10 of the variance that a path should deliver: what enters it, times what its weights make of it; 0 for a
+    signal whose scale has just been set."""
+    if not way:
+        return 0.0
+    start = way[0].variance_in
+    return log10(start) + sum(link.excess for link in way) if start > 0 else -inf
 
 
 def _link(

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
-from inspect import Parameter, signature
+from inspect import Parameter, isfunction, signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -156,13 +156,16 @@ def _where(error: BaseException, theirs: str) -> str:
 # ── the function, and what it returns ───────────────────────────────────────────────────────────────────────
 
 
+def _is_own_function(module: ModuleType, value: object) -> bool:
+    """Whether a function was written in this module, rather than imported into it."""
+    return isfunction(value) and value.__module__ == module.__name__
+
+
 def _callable(module: ModuleType, name: str, target: str) -> Callable[[], Any]:
     names = [public for public in vars(module) if not public.startswith("_")]
     if not hasattr(module, name):
         close = difflib.get_close_matches(name, names, n=1)
-        functions = [
-            n for n in names if callable(getattr(module, n)) and not isinstance(getattr(module, n), type)
-        ]
+        functions = [n for n in names if _is_own_function(module, getattr(module, n))]
         raise TargetError(
             f"the module has no {name!r}",
             where=target,

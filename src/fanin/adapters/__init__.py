@@ -34,7 +34,7 @@ def adapter_for(model: object) -> Adapter:
     raise UsageError(
         "this is not a model that fanin knows",
         got=f"{type(model).__module__}.{type(model).__qualname__}",
-        expected=f"a model of {', '.join(FRAMEWORKS)} (for torch: a torch.nn.Module)",
+        expected=f"a model of {', '.join(FRAMEWORKS)} (for torch: a torch.nn.Module, not scripted)",
         next_step="pass the model itself, not its output, its class or its state_dict",
     )
 

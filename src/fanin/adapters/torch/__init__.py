@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fanin.adapters.base import Adapter, Watching, WatchPlan
@@ -26,8 +27,8 @@ class TorchAdapter(Adapter):
     name = "torch"
 
     def recognizes(self, model: object) -> bool:
-        """Whether the model is a `torch.nn.Module`."""
-        return isinstance(model, nn.Module)
+        """Whether the model is a `torch.nn.Module` that still runs as Python; a scripted one takes no hooks."""
+        return isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule)
 
     def describe(self, model: nn.Module) -> ModelSpec:
         """See Adapter."""

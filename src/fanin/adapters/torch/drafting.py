@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from fanin.adapters.torch.statistics import Measurement, measure, read, summarize
@@ -48,6 +49,11 @@ class Seen:
     result: Measurement | TensorSummary
 
 
+def _has_no_values(tensor: Tensor) -> bool:
+    """Whether there is nothing to read: on the meta device, or under a transform such as vmap."""
+    return tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 @dataclass(slots=True)
 class Draft:
     """A step in the making.
@@ -85,7 +91,7 @@ class Draft:
         """Summarize a tensor, if a rule needs it and the step has not seen it yet; `again` replaces what it saw
         (a gradient that has grown since)."""
         detail = self.needed.detail(role, self.index)
-        if detail is None or value.is_meta or ((role, tensor) in self._seen and not again):
+        if detail is None or ((role, tensor) in self._seen and not again) or _has_no_values(value):
             return
         axis = unit_axis if detail.units and value.ndim > 0 else None
         # On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form.

@@ -31,9 +31,16 @@ def examine(model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) 
     plain = uncompiled(model)
     steps: list[tuple[Step, ModelSpec]] = []
     plan = WatchPlan(needs, 1, lambda step, spec: steps.append((step, spec)), on_error="raise")
-    with torch.inference_mode(False), torch.enable_grad(), untouched(plain), _uncompiled(plain):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        untouched(plain),
+        untouched(loss_fn) if isinstance(loss_fn, nn.Module) else nullcontext(),
+        _uncompiled(plain),
+    ):
         _put_in_train_mode(plain)
         args, kwargs, target = _parts(_first(batch), loss_fn)
+        _require_examples((args, kwargs))
         _require_same_device(plain, (args, kwargs, target))
         watching = TorchWatching(plain, plan, runs_eagerly=CAN_RUN_EAGERLY)
         try:
@@ -102,6 +109,17 @@ def _copied(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(_copied(v) for v in value)
     return value
+
+
+def _require_examples(values: Any) -> None:
+    sizes = [list(tensor.shape) for tensor in tensors_in(values, depth=5)]
+    if sizes and all(0 in shape for shape in sizes):
+        raise BatchError(
+            "the batch holds no example",
+            got=f"a tensor of shape {sizes[0]}",
+            expected="at least one example, better 32 or more",
+            next_step="pass a batch as training would see it",
+        )
 
 
 def _require_same_device(model: nn.Module, values: Any) -> None:

@@ -161,13 +161,16 @@ def _verified(sums: list[tuple[nn.Parameter, tuple[int, int, int]]]) -> Callable
 
 
 def _gradients(model: nn.Module) -> Callable[[], None]:
-    saved = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-    for parameter, _, _ in saved:
+    """Gradients and what the user has it do as they arrive: an optimizer that steps in backward must not step."""
+    saved = [(p, p.grad, p.requires_grad, p._post_accumulate_grad_hooks) for p in model.parameters()]
+    for parameter, *_ in saved:
         parameter.grad = None
+        parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
 
     def restore() -> None:
-        for parameter, gradient, trainable in saved:
+        for parameter, gradient, trainable, hooks in saved:
             parameter.requires_grad_(trainable)
             parameter.grad = gradient
+            parameter._post_accumulate_grad_hooks = hooks
 
     return restore

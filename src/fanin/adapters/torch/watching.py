@@ -42,6 +42,11 @@ FORWARD_UNSEEN = (
 """A note in the spec."""
 
 
+PATIENCE = 100
+"""Forward passes in train mode without a gradient after which we get out of the way: nobody calls backward on them
+(`torch.autograd.grad`, training in another thread), and following them costs time for nothing."""
+
+
 class TorchWatching:
     """Hangs on a model from construction until `detach`, or until the last planned step is over.
 
@@ -62,6 +67,7 @@ class TorchWatching:
         self._handles = Handles()
         self._draft: Draft | None = None
         self._done = 0
+        self._passes = 0
         self._known: ModelSpec | None = None
         self._ran: tuple[str, ...] = ()
         self._optimizer_seen = False
@@ -199,6 +205,14 @@ class TorchWatching:
 
     def _begin_step(self) -> None:
         self._end_step()
+        self._passes = 0 if self._draft is None or self._draft.differentiated else self._passes + 1
+        if self._passes >= PATIENCE:
+            log.warning(
+                "fanin saw %d forward passes of %s in train mode and no gradient; it stops watching",
+                PATIENCE,
+                type(self.model).__name__,
+            )
+            self._let_go()
         if self.detached or (self._draft is not None and self._draft.differentiated):
             return
         before = Snapshot(self._trainable, corners=not self._optimizer_seen)
