@@ -6,11 +6,12 @@ The pages are docs/codes/<CODE>.md, and index.md lists them. Pages of rules that
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
+from fanin import explain
 from fanin.judgement import rule_types
 from fanin.rule import Rule
+from fanin.trust import DOUBTS, Doubt
 
 CODES = Path(__file__).parent / "codes"
 
@@ -26,20 +27,30 @@ def page(rule: type[Rule]) -> str:
     return f"{banner(source)}\n# {rule.code} {rule.name}\n\n{rule.page().rstrip()}\n"
 
 
-def index(rules: Iterable[type[Rule]]) -> str:
-    """The table of all rules, as Markdown."""
+def doubt_page(doubt: Doubt) -> str:
+    """The page of one doubt, as Markdown."""
+    return f"{banner('src/fanin/trust.py')}\n# {doubt.code} {doubt.name}\n\n{doubt.page}\n"
+
+
+def index() -> str:
+    """The table of all codes, as Markdown."""
     rows = [
-        f"| [{rule.code}]({rule.code}.md) | {rule.name} | {rule.headline().replace('|', chr(92) + '|')} |"
-        for rule in rules
+        f"| [{code}]({code}.md) | {name} | {headline.replace('|', chr(92) + '|')} |"
+        for code, name, headline in explain.rows()
     ]
-    head = [banner("the rules in src/fanin/rules"), "# Codes", "", "| code | name | what it says |"]
+    head = [
+        banner("the rules in src/fanin/rules and src/fanin/trust.py"),
+        "# Codes",
+        "",
+        "| code | name | what it says |",
+    ]
     return "\n".join([*head, "|---|---|---|", *rows, ""])
 
 
 def wanted() -> dict[str, str]:
     """Text by file name."""
-    rules = rule_types()
-    return {"index.md": index(rules)} | {f"{rule.code}.md": page(rule) for rule in rules}
+    pages = {f"{rule.code}.md": page(rule) for rule in rule_types()}
+    return {"index.md": index()} | pages | {f"{doubt.code}.md": doubt_page(doubt) for doubt in DOUBTS}
 
 
 def written(folder: Path) -> dict[str, str]:

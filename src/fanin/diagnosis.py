@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import prod
 
 from fanin.finding import Diagnosis, Finding, Missing, Origin, Scope, Severity, Verdict
 from fanin.judgement import Result
 from fanin.propagation import stretch
-from fanin.trial import LayerSpec, ModelSpec, ParameterSpec, Role, Trial
+from fanin.trial import ModelSpec, Trial
+from fanin.trust import doubts
 
 DOCUMENTED = "FAN001"
 """The documented rule. Its answer is printed beside ours and decides only when it is asked alone."""
-
-
-UNSEEN = 0.5
-"""Share of the trained weights that may lie outside layers that ran: class tokens, positions and the output projection
-of an attention do in healthy models, and make up less than a tenth of each in the zoo."""
 
 
 def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
@@ -48,35 +43,10 @@ def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
 
 
 def _missing(trial: Trial, results: Iterable[Result]) -> Iterable[Missing]:
-    settle = "watch at least one training step, or run fanin check"
-    if trial.start is None:
-        yield Missing("FAN901", "the trial holds no training step 0", settle)
-        return
-    if not any(layer.calls for layer in trial.spec.weight_layers):
-        yield Missing("FAN901", "no layer with weights ran", "check that the model has layers and uses them")
-    unseen = _unseen_share(trial)
-    if unseen > UNSEEN:
-        yield Missing(
-            "FAN902",
-            f"{unseen:.0%} of the trained weights belong to no layer that was seen to run (bare or parametrized "
-            "parameters)",
-            "use layers such as nn.Linear, or check the model without weight_norm and spectral_norm",
-        )
-    for result in results:
-        yield from result.missing
-
-
-def _unseen_share(trial: Trial) -> float:
-    """Of the values of all matrices that received a gradient, those whose layer never ran as one."""
-    sizes = [(layer.calls, prod(p.shape)) for layer in trial.spec.layers for p in _trained(trial, layer)]
-    total = sum(size for _, size in sizes)
-    return sum(size for calls, size in sizes if not calls) / total if total else 0.0
-
-
-def _trained(trial: Trial, layer: LayerSpec) -> list[ParameterSpec]:
-    seen = trial.start.of(Role.WEIGHT_GRAD) if trial.start else {}
-    known = (p for p in layer.weights if len(p.shape) >= 2)
-    return [p for p in known if f"gradient/{layer.parameter_path(p)}" in seen]
+    yield from doubts(trial)
+    if trial.start is not None:
+        for result in results:
+            yield from result.missing
 
 
 def _verdict(origins: Sequence[Origin], missing: Sequence[Missing]) -> Verdict:

@@ -10,6 +10,7 @@ from fanin.cause import Cause
 from fanin.errors import RuleParameterError, UsageError
 from fanin.judgement import rule_types
 from fanin.rule import Rule
+from fanin.trust import DOUBTS
 
 
 def find_rule(name: str) -> type[Rule]:
@@ -52,7 +53,7 @@ def _setting(rule: type[Rule], text: str, known: Sequence[str]) -> tuple[str, st
 
 
 def page(name: str) -> str:
-    """The page of a rule or a cause, as Markdown that reads well as it is.
+    """The page of a rule, a cause or a doubt, as Markdown that reads well as it is.
 
     Raises:
         UsageError: There is neither.
@@ -63,6 +64,9 @@ def page(name: str) -> str:
     for rule in rule_types():
         if name.casefold() in _names(rule):
             return f"# {rule.code} {rule.name}\n\n{rule.page()}"
+    for doubt in DOUBTS:
+        if name.casefold() in (doubt.code.casefold(), doubt.name):
+            return f"# {doubt.code} {doubt.name}\n\n{doubt.page}"
     raise _unknown("there is nothing to explain by this name", name, _all_names(Cause))
 
 
@@ -85,8 +89,9 @@ def _sentence(text: str) -> str:
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """Code, name and headline of every rule, by code."""
-    return [(rule.code, rule.name, rule.headline()) for rule in rule_types()]
+    """Code, name and headline of every rule and doubt, by code."""
+    rules = [(rule.code, rule.name, rule.headline()) for rule in rule_types()]
+    return rules + [(doubt.code, doubt.name, doubt.headline) for doubt in DOUBTS]
 
 
 def _names(rule: type[Rule]) -> tuple[str, str, str]:

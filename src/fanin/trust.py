@@ -1,0 +1,131 @@
+"""Codes FAN9xx: doubts about the evidence itself, whatever rules are asked. They leave a verdict undecided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from inspect import cleandoc
+from math import prod
+
+from fanin.finding import Missing
+from fanin.trial import LayerSpec, ParameterSpec, Role, Trial
+
+UNSEEN = 0.5
+"""Share of the trained weights that may lie outside layers that ran. Class tokens, positions and the output projection
+of an attention lie there in healthy models and make up a small part; bare and parametrized weights are all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A code, its name, and its page in the form of a rule's."""
+
+    code: str
+    name: str
+    text: str
+
+    @property
+    def headline(self) -> str:
+        """The first line of the page."""
+        return self.page.splitlines()[0]
+
+    @property
+    def page(self) -> str:
+        """The page, as written."""
+        return cleandoc(self.text)
+
+
+NOTHING_SEEN = Doubt(
+    "FAN901",
+    "nothing-seen",
+    """The trial holds no start of a training to judge.
+
+    What it detects
+    ---------------
+    A trial without training step 0, or in which no layer with weights ran.
+
+    Why it matters
+    --------------
+    The initialization is what precedes the first update. Nothing else can stand for it, and silence is no clean bill.
+
+    How it is measured
+    ------------------
+    By looking for step 0 in train mode, and for layers that own weights and were called in it.
+
+    When it is wrong
+    ----------------
+    When a model is trained through functions rather than calls (`torch.func`), or another part of it was watched.
+
+    Fix
+    ---
+    Watch a training from its first step (`fanin run`, `fanin.watch`), or use `fanin check`.
+
+    References
+    ----------
+    None: it is about this tool.
+    """,
+)
+
+UNSEEN_WEIGHTS = Doubt(
+    "FAN902",
+    "unseen-weights",
+    """Most of the trained weights belong to no layer that was seen to run.
+
+    What it detects
+    ---------------
+    Matrices that receive a gradient while the module that owns them is never called: bare parameters used with `@`,
+    weights under `weight_norm` or `spectral_norm`, modules whose parameters others read.
+
+    Why it matters
+    --------------
+    What they do to the signal is not seen, so a fault in them would go unnoticed.
+
+    How it is measured
+    ------------------
+    The values of matrices with a gradient whose layer has no call, as a share of all matrices with a gradient; more
+    than half leaves the verdict undecided.
+
+    When it is wrong
+    ----------------
+    A model that is sound all the same stays undecided.
+
+    Fix
+    ---
+    Put the weights into layers such as `nn.Linear`, or check the model before it is parametrized.
+
+    References
+    ----------
+    None: it is about this tool.
+    """,
+)
+
+DOUBTS = (NOTHING_SEEN, UNSEEN_WEIGHTS)
+"""By code."""
+
+
+def doubts(trial: Trial) -> Iterator[Missing]:
+    """What speaks against trusting this trial, whatever its rules say."""
+    if trial.start is None:
+        settle = "watch at least one training step, or run fanin check"
+        yield Missing(NOTHING_SEEN.code, "the trial holds no training step 0", settle)
+        return
+    share = _unseen_share(trial)
+    if share > UNSEEN:
+        what = f"{share:.0%} of the trained weights belong to no layer that was seen to run"
+        settle = "put bare parameters into layers; check without weight_norm and spectral_norm"
+        yield Missing(UNSEEN_WEIGHTS.code, what, settle)
+    elif not any(layer.calls for layer in trial.spec.weight_layers):
+        settle = "check that the model has layers and uses them"
+        yield Missing(NOTHING_SEEN.code, "no layer with weights ran", settle)
+
+
+def _unseen_share(trial: Trial) -> float:
+    """Of the values of all matrices that received a gradient, those whose layer never ran as one."""
+    sizes = [(layer.calls, prod(p.shape)) for layer in trial.spec.layers for p in _trained(trial, layer)]
+    total = sum(size for _, size in sizes)
+    return sum(size for calls, size in sizes if not calls) / total if total else 0.0
+
+
+def _trained(trial: Trial, layer: LayerSpec) -> list[ParameterSpec]:
+    seen = trial.start.of(Role.WEIGHT_GRAD) if trial.start else {}
+    known = (p for p in layer.weights if len(p.shape) >= 2)
+    return [p for p in known if f"gradient/{layer.parameter_path(p)}" in seen]
