@@ -6,7 +6,7 @@ sample, and says so. Whatever does not fit returns None and takes the general wa
 
 from __future__ import annotations
 
-from math import gcd, prod
+from math import gcd, nan, prod
 
 import numpy as np
 import torch
@@ -121,8 +121,10 @@ def _wide(tensor: Tensor) -> Floats:
 
 def _extremes(pieces: list[Tensor]) -> tuple[float, float]:
     """Smallest and largest value; NaN where there is one."""
-    lows, highs = zip(*(piece.aminmax() for piece in pieces), strict=True)
-    return float(torch.stack(lows).amin()), float(torch.stack(highs).amax())
+    ends = [(low.item(), high.item()) for low, high in (piece.aminmax() for piece in pieces)]
+    if any(low != low for low, _ in ends):
+        return nan, nan
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _histogram(flat: Tensor) -> Histogram:
