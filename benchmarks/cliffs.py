@@ -4,7 +4,7 @@ ReLU and tanh networks on digits, he_normal (lecun_normal for tanh) but for k la
 trained for 300 steps of batch 64 with SGD (momentum 0.9; three learning rates) and Adam (three); its progress is
 (L_const - best mean loss of the last 20 steps) / (the same of the sound network), L_const = log 10.
 
-    ./dev bench cliffs        # 10 minutes on one core; writes benchmarks/results/cliffs.csv
+    ./dev bench cliffs        # 18 minutes on a shared core; writes benchmarks/results/cliffs.csv
 """
 
 import csv

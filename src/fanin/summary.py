@@ -273,6 +273,11 @@ class TensorSummary:
         return self.count > 0 and self.minimum == self.maximum
 
     @property
+    def is_zero(self) -> bool:
+        """Whether there are values and every one of them is zero."""
+        return 0 < self.count == self.zeros and not self.non_finite
+
+    @property
     def unit_variance(self) -> float:
         """Mean over units of the variance over the batch: the part of the signal that depends on the input."""
         if self.units is None:

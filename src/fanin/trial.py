@@ -170,6 +170,13 @@ class ModelSpec:
         raise KeyError(f"no layer {path!r} in {self.name}")
 
     @property
+    def entrances(self) -> tuple[str, ...]:
+        """Paths of the layers that are given the batch and nothing else; the first one where that is not known. What
+        the batch reaches in a sum with other layers' outputs does not count: theirs may be the fault."""
+        alone = tuple(layer.path for layer in self.layers if layer.inputs == (NETWORK_INPUT,))
+        return alone or tuple(layer.path for layer in self.layers[:1])
+
+    @property
     def weight_layers(self) -> tuple[LayerSpec, ...]:
         """The layers that mix their inputs with weights: not norms, not bare gains and biases."""
         return tuple(layer for layer in self.layers if layer.kind is not Kind.NORM and layer.weights)

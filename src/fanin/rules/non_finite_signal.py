@@ -11,7 +11,7 @@ from fanin.finding import Finding, Missing, Scope
 from fanin.rule import Example, Need, Rule
 from fanin.summary import Interval
 from fanin.synthetic import clusters, constant, mlp, normal
-from fanin.trial import NETWORK_INPUT, Observation, Role, Step, Trial
+from fanin.trial import Observation, Role, Step, Trial
 
 
 class NonFiniteSignal(Rule):
@@ -140,20 +140,13 @@ def _in_forward_order(trial: Trial, start: Step) -> list[Observation]:
 
 def _has_unsound_source(trial: Trial, start: Step) -> bool:
     """Whether a parameter or the batch is not finite itself."""
-    fed_by_the_batch = _fed_by_the_batch(trial)
+    fed_by_the_batch = trial.spec.entrances
     sources = [
         *start.of(Role.WEIGHT).values(),
         *start.of(Role.BIAS).values(),
         *(o for o in start.of(Role.INPUT).values() if o.layer in fed_by_the_batch),
     ]
     return any(o.summary.non_finite for o in sources)
-
-
-def _fed_by_the_batch(trial: Trial) -> set[str]:
-    """Layers that are given the batch and nothing else; the first one where that is not known."""
-    layers = trial.spec.layers
-    alone = {layer.path for layer in layers if layer.inputs == (NETWORK_INPUT,)}
-    return alone or {layer.path for layer in layers[:1]}
 
 
 def _without_loss() -> Trial:

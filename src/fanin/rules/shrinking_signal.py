@@ -44,7 +44,8 @@ class ShrinkingSignal(Rule):
 
     How it is measured
     ------------------
-    From the input, or the last normalization, to the last layer: D = log10 of the variance over the batch of what
+    Along the graph, on the path that should carry most, from the input, or the last normalization, to the last
+    layer: D = log10 of the variance over the batch of what
     enters the last layer, relative to what enters the first. Variance over the *batch* is taken for each unit and
     then averaged, so that a constant, however large, counts as nothing. The rule fires when D is below
     -(4.5 + 3 sigma), sigma being the noise of a random draw (Hanin and Nica), **and** the weights explain it: the

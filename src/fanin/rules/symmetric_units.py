@@ -231,7 +231,7 @@ def _hidden(trial: Trial, start: Step) -> Iterator[Hidden]:
         if seen is None or unused or not _is_judged(seen.summary):
             continue
         assert seen.summary.units is not None
-        units, no_grad = (grad.summary.units, _is_zero(grad.summary)) if grad else (None, False)
+        units, no_grad = (grad.summary.units, grad.summary.is_zero) if grad else (None, False)
         yield Hidden(layer, spec, seen, seen.summary.units, units, no_grad)
 
 
@@ -246,22 +246,18 @@ def _lacks_units(spec: ModelSpec, start: Step) -> bool:
     """Whether hidden weights were not seen, or not by units. Weights of zeros need not be."""
     weights = start.of(Role.WEIGHT)
     seen = [weights.get(layer.parameter_path(w)) for layer, w in _candidates(spec)]
-    return not weights or any(o and o.summary.units is None and not _is_zero(o.summary) for o in seen)
+    return not weights or any(o and o.summary.units is None and not o.summary.is_zero for o in seen)
 
 
 def _is_judged(summary: TensorSummary) -> bool:
     units = summary.units
-    if units is None or summary.non_finite or _is_zero(summary):
+    if units is None or summary.non_finite or summary.is_zero:
         return False
     return len(units.count) >= FEWEST_UNITS and int(units.count.max()) >= FEWEST_TERMS
 
 
-def _is_zero(summary: TensorSummary) -> bool:
-    return 0 < summary.count == summary.zeros and not summary.non_finite
-
-
 def _any_zeros(start: Step) -> bool:
-    return any(_is_zero(seen.summary) for seen in start.of(Role.WEIGHT).values())
+    return any(seen.summary.is_zero for seen in start.of(Role.WEIGHT).values())
 
 
 def _described(hidden: Hidden) -> str:

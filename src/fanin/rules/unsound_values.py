@@ -11,7 +11,7 @@ from fanin.finding import Finding, Missing, Scope
 from fanin.rule import Example, Need, Rule
 from fanin.summary import Interval, TensorSummary
 from fanin.synthetic import Batch, clusters, constant, mlp, normal
-from fanin.trial import NETWORK_INPUT, LayerSpec, Observation, ParameterSpec, Role, Step, Trial
+from fanin.trial import LayerSpec, Observation, ParameterSpec, Role, Step, Trial
 
 LARGEST_WEIGHT = 1e4
 """Four decades above N(0, 1), the widest start in use; of the bit patterns of float32, which is what memory that was
@@ -176,17 +176,9 @@ def _parameters(trial: Trial, start: Step) -> list[Parameter]:
 
 def _non_finite_input(trial: Trial, start: Step) -> Observation | None:
     """What the network is given, where it is not finite."""
-    entrances = _fed_by_the_batch(trial)
+    entrances = trial.spec.entrances
     seen = start.of(Role.INPUT).values()
     return next((o for o in seen if o.layer in entrances and o.summary.non_finite), None)
-
-
-def _fed_by_the_batch(trial: Trial) -> set[str]:
-    """Layers that are given the batch and nothing else; the first one where that is not known. What the batch
-    reaches in a sum with other layers' outputs does not count: theirs may be the fault."""
-    layers = trial.spec.layers
-    alone = {layer.path for layer in layers if layer.inputs == (NETWORK_INPUT,)}
-    return alone or {layer.path for layer in layers[:1]}
 
 
 def _is_absurd(summary: TensorSummary) -> bool:

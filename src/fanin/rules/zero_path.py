@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fanin.cause import Cause
 from fanin.finding import Finding, Missing, Scope
 from fanin.rule import Example, Need, Rule
-from fanin.summary import Interval, TensorSummary
+from fanin.summary import Interval
 from fanin.synthetic import mlp
 from fanin.trial import Kind, LayerSpec, Observation, ParameterSpec, Role, Step, Trial
 
@@ -103,7 +103,7 @@ class ZeroPath(Rule):
             yield Missing(self.code, "no weight was seen at training step 0", WATCH)
             return
         if not start.of(Role.WEIGHT_GRAD):
-            zero = [name for name, seen in weights.items() if _is_zero(seen.summary)]
+            zero = [name for name, seen in weights.items() if seen.summary.is_zero]
             if zero:
                 yield Missing(
                     self.code, f"{zero[0]} is zero; whether a gradient moves it was not seen", WATCH
@@ -146,7 +146,7 @@ class ZeroPath(Rule):
     def _finding(self, stuck: list[Zeros], start: Step) -> Finding:
         first = stuck[0]
         layers = tuple(dict.fromkeys(z.layer.path for z in stuck))
-        rest_trains = any(not _is_zero(o.summary) for o in start.of(Role.WEIGHT_GRAD).values())
+        rest_trains = any(not o.summary.is_zero for o in start.of(Role.WEIGHT_GRAD).values())
         text = (
             f"All {first.seen.summary.count} values of {first.seen.tensor} are 0 and so is its whole gradient, and "
             "it does not wait for another weight of zeros that moves. "
@@ -176,7 +176,7 @@ def _zeros(trial: Trial, start: Step) -> list[Zeros]:
         name
         for step in trial.train_steps
         for name, seen in step.of(Role.WEIGHT_GRAD).items()
-        if not _is_zero(seen.summary)
+        if not seen.summary.is_zero
     }
     return [
         Zeros(place, layer, spec, weights[name], f"gradient/{name}" in moving)
@@ -185,7 +185,7 @@ def _zeros(trial: Trial, start: Step) -> list[Zeros]:
         if spec.trainable
         and (name := layer.parameter_path(spec)) in weights
         and f"gradient/{name}" in grads
-        and _is_zero(weights[name].summary)
+        and weights[name].summary.is_zero
     ]
 
 
@@ -205,11 +205,7 @@ def _may_wait(zeros: Zeros, movers: list[int], start: Step) -> bool:
 def _passes(step: Step, role: Role, layer: str) -> bool | None:
     """Whether any of a layer's tensors of this role holds more than zeros; None where none was seen."""
     seen = [o for o in step.observations if o.role is role and o.layer == layer]
-    return any(not _is_zero(o.summary) for o in seen) if seen else None
-
-
-def _is_zero(summary: TensorSummary) -> bool:
-    return 0 < summary.count == summary.zeros and not summary.non_finite
+    return any(not o.summary.is_zero for o in seen) if seen else None
 
 
 def _residual(*zeros: str, activation: str = "relu", **others: str) -> Trial:
