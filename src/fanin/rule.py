@@ -29,12 +29,16 @@ class Need:
     Attributes:
         role: Which tensors.
         every_step: At every step, rather than at step 0 only.
+        recheck: At step `fanin.trial.RECHECK` too.
+        reference: In the reference re-draw too, where one is tried.
         histogram: With quantiles.
         units: With statistics per unit.
     """
 
     role: Role
     every_step: bool = False
+    recheck: bool = False
+    reference: bool = False
     histogram: bool = False
     units: bool = False
 

@@ -14,11 +14,12 @@ Layers are called `blocks.0.fc` (`fc1` and `fc2` when residual) and `head`, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from math import sqrt
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fanin.scheme import ACTIVATIONS, GLOROT_UNIFORM, HE_NORMAL, LECUN_NORMAL, InitScheme
 from fanin.summary import Floats, Ints, summarize
@@ -27,6 +28,7 @@ from fanin.trial import (
     ActivationSpec,
     Kind,
     LayerSpec,
+    Mode,
     ModelSpec,
     Observation,
     ParameterSpec,
@@ -108,6 +110,7 @@ def mlp(
     steps: int = 1,
     lr: float = 0.05,
     batch: Batch | None = None,
+    reference: bool = False,
     seed: int = 0,
 ) -> Trial:
     """A trial of a network that is trained on one batch.
@@ -121,6 +124,7 @@ def mlp(
         steps: How many steps to train and watch.
         lr: Learning rate of plain gradient descent.
         batch: What to train on; `clusters` when not given.
+        reference: Whether to show the same network drawn by he_normal (lecun_normal but for ReLU) on the same batch.
         seed: Of the weights and of the clusters.
 
     >>> trial = mlp((8, 16, 16, 4), steps=2)
@@ -132,7 +136,45 @@ def mlp(
     x, labels = batch or clusters(widths[0], widths[-1], seed=seed)
     with np.errstate(all="ignore"):
         watched = tuple(network.step(i, x, labels, lr) for i in range(steps))
+    if reference:
+        sound = Network(activation, residual, len(widths) - 2)
+        sound.draw(widths, INITS["he_normal" if activation == "relu" else "lecun_normal"], {}, seed + 1)
+        watched += (replace(sound.step(0, x, labels, lr), mode=Mode.REFERENCE),)
     return Trial(network.describe(), watched)
+
+
+def seen(
+    layers: Iterable[LayerSpec],
+    values: Mapping[tuple[str, Role], ArrayLike],
+    *,
+    outputs: tuple[str, ...] = (),
+    loss: float = 1.0,
+) -> Trial:
+    """A trial of one step made by hand, for what these networks do not have: layers, and what was seen of them.
+
+    Args:
+        layers: In forward order.
+        values: Values by layer and role. Units are the rows of parameters and their gradients, and the last axis of
+            all else.
+        outputs: Paths of the layers that reach the output.
+        loss: At that step.
+    """
+    kept = tuple(_seen(path, role, np.asarray(x, np.float64)) for (path, role), x in values.items())
+    spec = ModelSpec("ByHand", f"numpy {np.__version__}", tuple(layers), outputs=outputs)
+    return Trial(spec, (Step(0, observations=kept, losses={0: loss}),))
+
+
+def _seen(path: str, role: Role, x: Floats) -> Observation:
+    parameter = {
+        Role.WEIGHT: "weight",
+        Role.UPDATE: "weight",
+        Role.WEIGHT_GRAD: "weight",
+        Role.BIAS: "bias",
+    }.get(role)
+    name = f"{path}.{parameter}" if parameter else f"{path}_{role.value}_0"
+    name = f"gradient/{name}" if role in (Role.WEIGHT_GRAD, Role.OUTPUT_GRAD) else name
+    axis = None if x.ndim == 0 else 0 if parameter else x.ndim - 1
+    return Observation(path, role, name, summarize(x, histogram=True, unit_axis=axis), x.shape, "float32")
 
 
 @dataclass(slots=True)
@@ -192,7 +234,7 @@ class Network:
         """Forward, backward, and only then the update: what is seen precedes it."""
         loss, δ = cross_entropy(self.forward(x), labels)
         self.backward(δ)
-        seen = tuple(o for path in self.paths for o in self._observe(path))
+        seen = (*(o for path in self.paths for o in self._observe(path)), *_beside(labels))
         self.parameters = {name: p - lr * self.grads[name] for name, p in self.parameters.items()}
         return Step(index, observations=seen, losses={0: loss})
 
@@ -267,6 +309,13 @@ class Network:
         if path.endswith("fc2"):
             return (before[-1],)
         return (NETWORK_INPUT, *(p for p in before if p.endswith("fc2")))
+
+
+def _beside(labels: Ints) -> tuple[Observation, ...]:
+    """What is known without the network: the loss of always answering with the classes' frequencies."""
+    share = np.bincount(labels) / len(labels)
+    entropy = -float((share[share > 0] * np.log(share[share > 0])).sum())
+    return (_seen(NETWORK_INPUT, Role.UNINFORMED_LOSS, np.asarray([entropy])),)
 
 
 def cross_entropy(logits: Floats, labels: Ints) -> tuple[float, Floats]:

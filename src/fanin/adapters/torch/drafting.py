@@ -12,7 +12,7 @@ from fanin.adapters.torch.statistics import Measurement, measure, read, summariz
 from fanin.adapters.torch.updates import Snapshot
 from fanin.rule import Need
 from fanin.summary import TensorSummary
-from fanin.trial import Mode, ModelSpec, Observation, Role, Step
+from fanin.trial import RECHECK, Mode, ModelSpec, Observation, Role, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +24,24 @@ class Detail:
 
 
 class Needed:
-    """What all the rules together want of each role, at step 0 and at later ones."""
+    """What all the rules together want of each role: at step 0, at the second look, and at all others."""
 
     def __init__(self, needs: Iterable[Need]) -> None:
         self._first: dict[Role, Detail] = {}
+        self._again: dict[Role, Detail] = {}
         self._later: dict[Role, Detail] = {}
         for need in needs:
-            for when in (self._first, self._later) if need.every_step else (self._first,):
+            for when in self._times(need):
                 known = when.get(need.role, Detail())
                 when[need.role] = Detail(known.histogram or need.histogram, known.units or need.units)
 
+    def _times(self, need: Need) -> list[dict[Role, Detail]]:
+        again = [self._again] if need.recheck or need.every_step else []
+        return [self._first, *again, *([self._later] if need.every_step else [])]
+
     def detail(self, role: Role, step: int) -> Detail | None:
         """What to keep of a role at a step; None when nobody wants it."""
-        return (self._later if step else self._first).get(role)
+        return (self._first if step == 0 else self._again if step == RECHECK else self._later).get(role)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,94 @@
+"""What decides whether a network can learn, as pure numbers: the same for every loss scale, reduction, batch size, width
+and number of classes.
+
+Let z be what a layer puts out, with units i and samples b. Its second moment splits into a part that depends on the
+input and one that does not,
+
+    q = E[z²] = v + m,      v = mean_i Var_b[z_i],      d = v / q  in [0, 1]
+
+and only v carries anything: a large constant has q without v. For inputs drawn at random 1 - d is the mean cosine
+between the outputs for two of them (Poole et al. 2016, c*).
+"""
+
+from __future__ import annotations
+
+from math import inf, log10, nan
+
+from fanin.summary import TensorSummary
+from fanin.trial import NETWORK_INPUT, Kind, LayerSpec, ModelSpec, Observation, Role, Step
+
+
+def decades(ratio: float) -> float:
+    """log10, with -inf for 0, and nan for what is no ratio."""
+    if ratio != ratio or ratio < 0:
+        return nan
+    return log10(ratio) if 0 < ratio < inf else (-inf if ratio == 0 else inf)
+
+
+def depends_on_input(seen: TensorSummary) -> float:
+    """d = v / q: the share of the second moment that varies over the batch; nan without units or values."""
+    q = seen.second_moment
+    return seen.unit_variance / q if q > 0 else nan
+
+
+def head(spec: ModelSpec) -> LayerSpec | None:
+    """The last layer with weights that reaches the model's output; None where that is not known or there are several
+    (then no one of them speaks for the network)."""
+    last = [layer for layer in spec.weight_layers if layer.path in spec.outputs and layer.calls]
+    if len(last) == 1:
+        return last[0]
+    if last:
+        return None
+    ran = [layer for layer in spec.weight_layers if layer.calls]
+    return ran[-1] if ran and not spec.outputs else None
+
+
+def mixing(spec: ModelSpec) -> tuple[LayerSpec, ...]:
+    """Layers with a weight matrix that ran, embeddings excepted, in forward order."""
+    return tuple(
+        layer
+        for layer in spec.weight_layers
+        if layer.calls
+        and layer.kind is not Kind.EMBEDDING
+        and any(len(p.shape) >= 2 and p.tied_to is None for p in layer.weights)
+    )
+
+
+def unit_power(seen: Observation) -> float:
+    """Second moment summed over units, per sample and position: what a layer passes on whatever its width."""
+    return seen.summary.second_moment * (len(seen.summary.units.mean) if seen.summary.units else 1)
+
+
+def backward_gain(step: Step, path: str, last: str) -> float:
+    """log10 of the power of ∂L/∂z at a layer, relative to that at the last one; nan where either was not seen.
+
+    Power is summed over units and positions and averaged over samples, so that width, batch size, reduction and
+    the loss's scale cancel out.
+    """
+    seen = step.first(Role.OUTPUT_GRAD)
+    if path not in seen or last not in seen:
+        return nan
+    here, there = (s.summary.second_moment * s.summary.count for s in (seen[path], seen[last]))
+    return decades(here / there) if there > 0 else nan
+
+
+def uninformed_loss(step: Step) -> float:
+    """The loss of the best constant output; nan where it is not known."""
+    for seen in step.of(Role.UNINFORMED_LOSS).values():
+        return seen.summary.mean
+    return nan
+
+
+def layer_output(step: Step, path: str) -> Observation | None:
+    """A layer's first output at this step."""
+    return step.first(Role.OUTPUT).get(path)
+
+
+def network_inputs(step: Step, spec: ModelSpec) -> dict[str, Observation]:
+    """What the batch brings to the layers that read nothing else, by their paths; integers (tokens) do not count."""
+    seen = step.first(Role.INPUT)
+    return {
+        layer.path: seen[layer.path]
+        for layer in spec.layers
+        if layer.inputs == (NETWORK_INPUT,) and layer.path in seen
+    }
