@@ -22,7 +22,7 @@ def conv3(fan_in: int, fan_out: int, *, bias: bool = True, groups: int = 1) -> n
 
 
 class PlainCNN(nn.Module):
-    """Convolutions and ReLU, a max-pool half-way, mean over pixels, head."""
+    """Convolutions and ReLU, one max-pool, mean over pixels, head."""
 
     def __init__(self, channels: int, convs: int, pool_after: int, classes: int = 10) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class PlainCNN(nn.Module):
 
 
 class NormCNN(nn.Module):
-    """Convolution, norm, activation; strided half-way; mean over pixels, head."""
+    """Convolution, norm, activation; the second one strided; mean over pixels, head."""
 
     def __init__(
         self, channels: int, convs: int, norm: Norm, activation: Callable[[], nn.Module], classes: int = 10
@@ -49,7 +49,7 @@ class NormCNN(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for i in range(convs):
-            stride = 2 if i == convs // 2 else 1
+            stride = 2 if i == 1 else 1
             layers += [
                 nn.Conv2d(channels if i else 1, channels, 3, stride, 1, bias=False),
                 norm(channels),
@@ -84,11 +84,11 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem and basic blocks of the given channels."""
+    """A strided stem and basic blocks of the given channels."""
 
     def __init__(self, stem: int, channels: tuple[int, ...], norm: Norm, classes: int = 10) -> None:
         super().__init__()
-        self.stem = conv3(1, stem, bias=False)
+        self.stem = nn.Conv2d(1, stem, 3, stride=2, padding=1, bias=False)
         self.norm = norm(stem)
         widths = (stem, *channels)
         self.blocks = nn.Sequential(*(BasicBlock(a, b, norm) for a, b in zip(widths, channels, strict=False)))
@@ -140,12 +140,12 @@ class DenseLayer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Two dense blocks of three layers, a transition between them."""
+    """A strided stem and two dense blocks of three layers, a transition between them."""
 
     def __init__(self, stem: int = 8, growth: int = 6, classes: int = 10) -> None:
         super().__init__()
         grown = stem + 3 * growth
-        self.stem = conv3(1, stem, bias=False)
+        self.stem = nn.Conv2d(1, stem, 3, stride=2, padding=1, bias=False)
         self.block1 = nn.Sequential(*(DenseLayer(stem + i * growth, growth) for i in range(3)))
         self.transition = nn.Sequential(
             nn.BatchNorm2d(grown), nn.ReLU(), nn.Conv2d(grown, stem, 1, bias=False), nn.AvgPool2d(2)

@@ -1,9 +1,10 @@
-"""Networks of InitBench made of dense layers: plain, normalized, residual, gated; autoencoders, tables, graphs, SIREN."""
+"""Networks of InitBench made of dense layers: plain, normalized, residual, gated; for codes, tables, graphs, images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from benchmarks.initbench.tasks import BINS
@@ -146,7 +147,7 @@ class Autoencoder(nn.Module):
     @staticmethod
     def _stack(widths: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), activation()]
         return nn.Sequential(*layers)
 

@@ -42,21 +42,17 @@ def _is_regression(task: Task) -> bool:
 
 
 def _map_inputs(change: Callable[[Tensor], Tensor]) -> Callable[[Task], Task]:
+    """Changes the features; of a graph, not its adjacency."""
+
     def changed(task: Task) -> Task:
-        return replace(
-            task,
-            inputs=tuple(change(tensor) if tensor.is_floating_point() else tensor for tensor in task.inputs),
-        )
+        first, *rest = (change(each) if each.is_floating_point() else each for each in task.inputs)
+        return replace(task, inputs=(first, *(task.inputs[1:] if task.whole else rest)))
 
     return changed
 
 
 def _scale_targets(task: Task) -> Task:
-    """Scales the targets, and with them the loss of the best constant."""
-    targets = task.targets * 1000
-    zeros = torch.zeros_like(targets)
-    ratio = float(task.loss_fn(zeros, targets)) / float(task.loss_fn(zeros, task.targets))
-    return replace(task, targets=targets, constant_loss=task.constant_loss * ratio)
+    return replace(task, targets=task.targets * 1000)
 
 
 def _shuffle_labels(task: Task) -> Task:

@@ -129,22 +129,22 @@ def digits_denoising() -> Task:
 def markov_tokens() -> Task:
     """Next tokens of a language of order 2: [N, 16] of 32 tokens.
 
-    A token is a pair: one of 4 letters and one of 8 tones. The next letter follows from the letters of the two last
-    tokens (a Latin square), the next tone from the tone of the last token but one; every tenth token is random. So the
+    A token is a pair: one of 2 letters and one of 16 tones. The next letter follows from the letters of the two last
+    tokens (their sum), the next tone from the tone of the last token but one; every tenth token is random. So the
     present token alone tells nothing of the next: both parts of it are uniform unless the one before is known too.
     """
     random = _generator(2)
     count = 4096
-    following = torch.randperm(8, generator=random)
-    letters = torch.randint(4, (count, LENGTH + 1), generator=random)
-    tones = torch.randint(8, (count, LENGTH + 1), generator=random)
+    following = torch.randperm(16, generator=random)
+    letters = torch.randint(2, (count, LENGTH + 1), generator=random)
+    tones = torch.randint(16, (count, LENGTH + 1), generator=random)
     ruled = torch.rand(count, LENGTH + 1, generator=random) < 0.9
     for t in range(2, LENGTH + 1):
-        letter = (letters[:, t - 1] + letters[:, t - 2]) % 4
+        letter = (letters[:, t - 1] + letters[:, t - 2]) % 2
         letters[:, t] = torch.where(ruled[:, t], letter, letters[:, t])
         tones[:, t] = torch.where(ruled[:, t], following[tones[:, t - 2]], tones[:, t])
     spelling = torch.randperm(VOCABULARY, generator=random)
-    tokens = spelling[8 * letters + tones]
+    tokens = spelling[16 * letters + tones]
     return Task("markov tokens", (tokens[:, :-1].contiguous(),), tokens[:, 1:].contiguous(), cross_entropy)
 
 

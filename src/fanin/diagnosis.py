@@ -23,9 +23,12 @@ def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
         return _documented_alone(documented)
     findings = [f for r in ours for f in r.findings]
     missing = tuple(_missing(trial, ours))
-    origins = _origins(trial.spec, [f for f in findings if f.severity is Severity.FAULT])
+    found = _origins(trial.spec, [f for f in findings if f.severity is not Severity.NOTE])
+    origins = tuple(o for o in found if _is_fault(o))
     explained = {layer for o in origins for layer in (*_reach(o.finding), *o.downstream)}
-    notes = [f for f in findings if f.severity is Severity.NOTE and f.layer not in explained]
+    unusual = [o.finding for o in found if o not in origins]
+    noted = [*unusual, *(f for f in findings if f.severity is Severity.NOTE)]
+    notes = [replace(f, severity=Severity.NOTE) for f in noted if f.layer not in explained]
     verdict = _verdict(origins, missing)
     said = _verdict_of(documented) if documented else None
     return Diagnosis(
@@ -93,6 +96,11 @@ def _origins(spec: ModelSpec, findings: Sequence[Finding]) -> tuple[Origin, ...]
         left = [f for f in left if f not in symptoms]
         origins.append(Origin(first, tuple(symptoms), _downstream(spec, first, place)))
     return tuple(origins)
+
+
+def _is_fault(origin: Origin) -> bool:
+    """A fault, or a suspect from which one follows: what is unusual in itself is a fault where the signal suffers."""
+    return any(f.severity is Severity.FAULT for f in (origin.finding, *origin.symptoms))
 
 
 def _rank(finding: Finding) -> int:

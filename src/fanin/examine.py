@@ -56,9 +56,11 @@ def check(
     batch: Any,
     loss_fn: Callable[[Any, Any], Any] | None = None,
     *,
+    optimizer: Any = None,
     rules: Iterable[Rule] | None = None,
 ) -> Report:
-    """Judge a model before any training: one forward and backward pass on the model as it is.
+    """Judge a model before any training: one forward and backward pass on the model as it is, one on a sound
+    re-draw of it, and with an optimizer five of its steps and another look.
 
     Leaves no trace: parameters, buffers, gradients, modes, hooks, attributes and random state are afterwards what
     they were, also after an exception.
@@ -69,16 +71,19 @@ def check(
         batch: (inputs, targets), with several inputs ((first, second), targets); a mapping of named inputs, with
             the target under `labels` or `target`; or an iterable of these, of which the first is taken.
         loss_fn: loss_fn(output, target), a scalar; None when the model returns its own loss.
+        optimizer: The optimizer that will train the model, or a function of parameters that makes one. What heals
+            in its first steps (zero heads, zero branches) is then told from what does not. Its state stays as it
+            is, and so do the parameters.
         rules: Which rules to ask; None for all.
 
     Raises:
         BatchError: The model cannot run the batch.
         LossError: The loss cannot be computed or differentiated.
-        UsageError: The model is of no known framework.
+        UsageError: The model is of no known framework, or the optimizer is not one of this model.
     """
     asked = tuple(judgement.load_rules() if rules is None else rules)
     model, adapter = _built(model)
-    seen = adapter.examine(model, batch, loss_fn, judgement.needs(asked))
+    seen = adapter.examine(model, batch, loss_fn, judgement.needs(asked), optimizer)
     return judge(replace(seen, about=about(seen.spec.framework)), rules=asked)
 
 

@@ -1,5 +1,5 @@
-"""What decides whether a network can learn, as pure numbers: the same for every loss scale, reduction, batch size, width
-and number of classes.
+"""What decides whether a network can learn, as pure numbers: the same for every loss scale, reduction, batch size,
+width and number of classes.
 
 Let z be what a layer puts out, with units i and samples b. Its second moment splits into a part that depends on the
 input and one that does not,

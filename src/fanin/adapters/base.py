@@ -76,12 +76,20 @@ class Adapter(ABC):
         """Attach to a model in training; hooks leave by themselves after the last captured step."""
 
     @abstractmethod
-    def examine(self, model: Any, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
-        """One forward and backward pass on the model as it is, as a trial of one step; leaves no trace.
+    def examine(
+        self, model: Any, batch: Any, loss_fn: Any, needs: frozenset[Need], optimizer: Any = None
+    ) -> Trial:
+        """One forward and backward pass on the model as it is, as a trial; leaves no trace.
+
+        Args:
+            model, batch, loss_fn: As `fanin.check` takes them.
+            needs: Roles and details, from the rules; those with `reference` are looked at in a re-draw too.
+            optimizer: Takes RECHECK steps (on parameters that are put back); None for no steps.
 
         Raises:
             BatchError: The model cannot run the batch.
             LossError: The loss cannot be computed or differentiated.
+            UsageError: The optimizer is none, or not of this model.
         """
 
     @abstractmethod

@@ -44,9 +44,11 @@ class TorchAdapter(Adapter):
         """See Adapter."""
         return TorchWatching(model, plan)
 
-    def examine(self, model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
+    def examine(
+        self, model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need], optimizer: Any = None
+    ) -> Trial:
         """See Adapter."""
-        return examine(model, batch, loss_fn, needs)
+        return examine(model, batch, loss_fn, needs, optimizer)
 
     def await_training(self, start: Callable[[Any], Any]) -> None:
         """See Adapter."""

@@ -93,7 +93,15 @@ def output_axis(module: nn.Module, output: Tensor) -> int | None:
         return output.ndim - 1 - len(module.kernel_size)
     if isinstance(module, _NormBase | nn.GroupNorm):
         return 1 if output.ndim > 1 else None
-    return -1 if kind_of(module) not in (Kind.OTHER, Kind.NORM) and output.ndim > 1 else None
+    if kind_of(module) is Kind.NORM and not _gains_one_axis(module, output):
+        return None
+    return -1 if kind_of(module) is not Kind.OTHER and output.ndim > 1 else None
+
+
+def _gains_one_axis(module: nn.Module, output: Tensor) -> bool:
+    """Whether a normalization has a gain for each index of the output's last axis."""
+    gain = module._parameters.get("weight")
+    return gain is not None and output.ndim > 1 and tuple(gain.shape) == (output.shape[-1],)
 
 
 def layer_spec(path: str, module: nn.Module, first_names: dict[int, str]) -> LayerSpec:

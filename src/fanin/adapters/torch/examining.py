@@ -1,21 +1,25 @@
-"""One forward and backward pass on a model as it is, seen as a trial of one step."""
+"""A model looked at before it trains: as it is, after a few steps of its optimizer, and soundly drawn anew."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fanin.adapters.base import WatchPlan
-from fanin.adapters.torch.describe import is_compiled, tensors_in, uncompiled
-from fanin.adapters.torch.restore import untouched
+from fanin.adapters.torch.describe import is_compiled, output_axis, tensors_in, uncompiled
+from fanin.adapters.torch.looks import beside, optimizer_for, reference_step, updates
+from fanin.adapters.torch.restore import can_be_changed, untouched
 from fanin.adapters.torch.watching import TorchWatching
 from fanin.errors import BatchError, LossError
+from fanin.measures import head
 from fanin.rule import Need
-from fanin.trial import ModelSpec, Step, Trial
+from fanin.trial import RECHECK, ModelSpec, Observation, Role, Step, Trial
 
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 """Keys under which a batch that is a mapping may hold its target."""
@@ -26,11 +30,11 @@ CAN_RUN_EAGERLY = hasattr(torch.compiler, "set_stance")
 BATCH_FORMS = "(inputs, targets), a mapping, a tensor, or an iterable of these such as a DataLoader"
 
 
-def examine(model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
+def examine(
+    model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need], optimizer: Any = None
+) -> Trial:
     """See `fanin.adapters.base.Adapter.examine`."""
     plain = uncompiled(model)
-    steps: list[tuple[Step, ModelSpec]] = []
-    plan = WatchPlan(needs, 1, lambda step, spec: steps.append((step, spec)), on_error="raise")
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -39,19 +43,108 @@ def examine(model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) 
         _uncompiled(plain),
     ):
         _put_in_train_mode(plain)
-        args, kwargs, target = _parts(_first(batch), loss_fn)
-        _require_examples((args, kwargs))
-        _require_same_device(plain, (args, kwargs, target))
-        watching = TorchWatching(plain, plan, runs_eagerly=CAN_RUN_EAGERLY)
+        looking = Looking(plain, loss_fn, needs, batches(batch, 1 if optimizer is None else RECHECK + 1))
+        steps, spec = looking.train(optimizer) if optimizer is not None else looking.start()
+        if can_be_changed(plain) and any(need.reference for need in needs):
+            found = reference_step(plain, spec, needs, looking.once)
+            steps = (*steps, found) if found is not None else steps
+    return Trial(spec, steps)
+
+
+Parts = tuple[tuple[Any, ...], dict[str, Any], Any]
+"""Positional and named arguments of the model, and the target."""
+
+
+class Looking:
+    """The passes of one check.
+
+    Attributes:
+        model: In train mode, its state kept by the caller.
+        batches: What it is given, one after the other and then from the start.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_fn: Any, needs: frozenset[Need], given: Sequence[Any]
+    ) -> None:
+        self.model = model
+        self.batches = given
+        self._loss_fn = loss_fn
+        self._needs = needs
+        self._parts: Parts | None = None
+        self._output: Any = None
+
+    def start(self) -> tuple[tuple[Step, ...], ModelSpec]:
+        """Step 0: one pass on the model as it is."""
+        return self._watched(1, lambda watching: self.once(watching))
+
+    def train(self, optimizer: Any) -> tuple[tuple[Step, ...], ModelSpec]:
+        """Steps 0 to RECHECK as the user's optimizer would take them."""
+        if not can_be_changed(self.model):
+            return self.start()
+        stepping = optimizer_for(self.model, optimizer)
+        kept = self._weights()
+
+        def take(watching: TorchWatching) -> None:
+            for index in range(RECHECK + 1):
+                self.once(watching, index)
+                if index < RECHECK:
+                    stepping.step()
+                    stepping.zero_grad()
+
+        steps, spec = self._watched(RECHECK + 1, take)
+        pairs = {name: (path, before, now) for name, (path, before, now) in kept.items()}
+        last = replace(steps[-1], observations=(*steps[-1].observations, *updates(pairs)))
+        return (*steps[:-1], last), spec
+
+    def once(self, watching: TorchWatching, index: int = 0) -> None:
+        """One forward and backward pass on a batch."""
+        args, kwargs, target = _parts(self.batches[index % len(self.batches)], self._loss_fn)
+        if index == 0:
+            _require_examples((args, kwargs))
+            _require_same_device(self.model, (args, kwargs, target))
+        output = _run(self.model, watching, args, kwargs)
+        loss = _loss(output, target, self._loss_fn)
+        watching.loss(loss)
+        _differentiate(loss, watching)
+        if self._parts is None:
+            self._parts, self._output = (args, kwargs, target), _detached(output)
+
+    def _watched(
+        self, steps: int, take: Callable[[TorchWatching], None]
+    ) -> tuple[tuple[Step, ...], ModelSpec]:
+        seen: list[tuple[Step, ModelSpec]] = []
+        plan = WatchPlan(self._needs, steps, lambda step, spec: seen.append((step, spec)), on_error="raise")
+        watching = TorchWatching(self.model, plan, runs_eagerly=CAN_RUN_EAGERLY)
         try:
-            loss = _loss(_run(plain, watching, args, kwargs), target, loss_fn)
-            watching.loss(loss)
-            _differentiate(loss, watching)
+            take(watching)
         finally:
             watching.detach()
-    if not steps:
-        raise _nothing_trained(plain)
-    return Trial(steps[0][1], (steps[0][0],))
+        if not seen:
+            raise _nothing_trained(self.model)
+        first, spec = seen[0]
+        first = replace(first, observations=(*first.observations, *self._beside(spec)))
+        return (first, *(step for step, _ in seen[1:])), spec
+
+    def _beside(self, spec: ModelSpec) -> Iterable[Observation]:
+        if self._parts is None or not any(n.role is Role.UNINFORMED_LOSS for n in self._needs):
+            return ()
+        last = head(spec)
+        module = self.model.get_submodule(last.path) if last else None
+        tensor = next(tensors_in(self._output), None)
+        axis = output_axis(module, tensor) if module is not None and tensor is not None else None
+        return beside(self._output, self._parts[2], self._loss_fn, axis)
+
+    def _weights(self) -> dict[str, tuple[str, Tensor, Tensor]]:
+        return {
+            name: (name.rpartition(".")[0], p.detach().clone(), p)
+            for name, p in self.model.named_parameters()
+            if p.ndim >= 2 and p.requires_grad and not nn.parameter.is_lazy(p)
+        }
+
+
+def _detached(output: Any) -> Any:
+    """The output without what it was computed from, where that is plain to do."""
+    return output.detach() if isinstance(output, Tensor) else output
 
 
 def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
@@ -68,13 +161,20 @@ def _put_in_train_mode(model: nn.Module) -> None:
         model.train()
 
 
-def _first(batch: Any) -> Any:
-    """The first batch of an iterable of batches; a batch itself otherwise."""
-    if isinstance(batch, Tensor | tuple | list | Mapping) or not isinstance(batch, Iterable):
-        return batch
-    for one in batch:
-        return one
-    raise BatchError("the iterable of batches is empty", expected=BATCH_FORMS, next_step="pass one batch")
+def batches(given: Any, most: int) -> list[Any]:
+    """Up to this many batches of an iterable of them, or of a list of pairs or mappings; a batch by itself otherwise.
+
+    Raises:
+        BatchError: There is none.
+    """
+    if isinstance(given, list) and given and all(isinstance(one, tuple | list | Mapping) for one in given):
+        return given[:most]
+    if isinstance(given, Tensor | tuple | list | Mapping) or not isinstance(given, Iterable):
+        return [given]
+    found = list(islice(given, most))
+    if not found:
+        raise BatchError("the iterable of batches is empty", expected=BATCH_FORMS, next_step="pass one batch")
+    return found
 
 
 def _parts(batch: Any, loss_fn: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

@@ -108,9 +108,18 @@ def _buffers(model: nn.Module) -> Callable[[], None]:
     return restore
 
 
+def can_be_changed(model: nn.Module) -> bool:
+    """Whether `untouched` keeps copies of this model's parameters, so that they may be written to meanwhile."""
+    return sum(p.numel() * p.element_size() for p in _written(model)) <= COPY_LIMIT
+
+
+def _written(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if not (nn.parameter.is_lazy(p) or p.is_meta)]
+
+
 def _parameters(model: nn.Module) -> Callable[[], None]:
-    parameters = [p for p in model.parameters() if not (nn.parameter.is_lazy(p) or p.is_meta)]
-    if sum(p.numel() * p.element_size() for p in parameters) > COPY_LIMIT:
+    parameters = _written(model)
+    if not can_be_changed(model):
         return _verified([(p, _checksum(p)) for p in parameters])
     saved = [(p, p.detach().clone()) for p in parameters]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fanin.adapters.torch.describe import is_computing, kind_of, layer_spec, layers, tensors_in
+from fanin.adapters.torch.attention import SOFTMAXES, attention_entropy
+from fanin.adapters.torch.describe import (
+    is_computing,
+    kind_of,
+    layer_spec,
+    layers,
+    output_axis,
+    tensors_in,
+)
 from fanin.adapters.torch.modes import take_away
 from fanin.trial import NETWORK_INPUT, ActivationSpec, Kind, LayerSpec, ModelSpec, Role
 
@@ -86,9 +95,22 @@ SUMS = frozenset(
         Tensor.__isub__,
     }
 )
+PRODUCTS = frozenset(
+    {torch.mul, torch.multiply, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__}
+)
 CONCATENATIONS = frozenset(
     {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack}
 )
+
+JOINS: dict[Any, str] = {
+    **dict.fromkeys(SUMS, "sum"),
+    **dict.fromkeys(PRODUCTS, "product"),
+    **dict.fromkeys(CONCATENATIONS, "concatenation"),
+}
+"""How a function of several tensors joins them."""
+
+ATTENTIONS = SOFTMAXES | {F.scaled_dot_product_attention, F.multi_head_attention_forward}
+"""Functions that may compute attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +147,11 @@ class Listener(Protocol):
     ) -> None:
         """A layer has returned, for the call-th time in this pass, counted from 0."""
 
-    def activation_runs(self, tensor: str, path: str, value: Tensor) -> None:
+    def activation_runs(self, tensor: str, path: str, value: Tensor, unit_axis: int | None) -> None:
         """An activation is about to run on this value."""
+
+    def attention_runs(self, path: str, call: int, entropy: Callable[[], Tensor | None]) -> None:
+        """Attention may be about to run; `entropy` says how sharp it is, or that this is none."""
 
 
 @dataclass(slots=True)
@@ -240,6 +265,8 @@ class Tracer:
 
     def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is about to run."""
+        if func in ATTENTIONS:
+            self._attends(func, args, kwargs)
         name = _activation(func, kwargs)
         value = args[0] if args else kwargs.get("input")
         if name is None or not isinstance(value, Tensor):
@@ -250,13 +277,26 @@ class Tracer:
         for layer in source.layers & self.current.ran.keys():
             if self.current.ran[layer].activation is None:
                 self.current.ran[layer] = replace(self.current.ran[layer], activation=name)
-        self._listener.activation_runs(tensor, path, value)
+        self._listener.activation_runs(tensor, path, value, self._unit_axis(source, value))
+
+    def _attends(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        path = self._paths[-1] if self._paths else ""
+        entropy = partial(attention_entropy, func, args, kwargs)
+        self._listener.attention_runs(path, self._names[f"{path}_attention"], entropy)
+        self._names[f"{path}_attention"] += 1
+
+    def _unit_axis(self, source: Provenance, value: Tensor) -> int | None:
+        """The axis that counts units: that of the layers which it comes from, as long as they agree."""
+        modules = (self._layers[path] for path in source.layers if path in self._layers)
+        axes = {output_axis(module, value) for module in modules}
+        axis = axes.pop() if len(axes) == 1 else None
+        return axis if axis is not None and -value.ndim <= axis < value.ndim and value.ndim > 1 else None
 
     def after(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         """A torch function has returned."""
-        joins = "sum" if func in SUMS else "concatenation" if func in CONCATENATIONS else "other"
+        joins = JOINS.get(func, "other")
         made_of = self._joined((args, kwargs), joins)
         if func in ACTIVATIONS:
             made_of = replace(made_of, activation=_activation(func, kwargs))

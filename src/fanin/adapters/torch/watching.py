@@ -321,11 +321,21 @@ class TorchWatching:
             see = self._backward_hook(self._has_output_gradient, path, f"gradient/{tensor}", axis)
             self._handles.add(made.register_hook(see))
 
-    def activation_runs(self, tensor: str, path: str, value: Tensor) -> None:
+    def activation_runs(self, tensor: str, path: str, value: Tensor, unit_axis: int | None) -> None:
         """Tracer: an activation is about to run."""
         if self._draft is not None:
             with torch.no_grad():
-                self._draft.observe(path, Role.ACTIVATION_INPUT, tensor, value, None)
+                self._draft.observe(path, Role.ACTIVATION_INPUT, tensor, value, unit_axis)
+
+    def attention_runs(self, path: str, call: int, entropy: Callable[[], Tensor | None]) -> None:
+        """Tracer: attention may be about to run."""
+        draft = self._draft
+        if draft is None or self._needed.detail(Role.ATTENTION_ENTROPY, draft.index) is None:
+            return
+        with torch.no_grad():
+            values = entropy()
+        if values is not None:
+            draft.observe(path, Role.ATTENTION_ENTROPY, f"{path}_attention_entropy_{call}", values, None)
 
     def _has_output_gradient(self, path: str, tensor: str, axis: int | None, gradient: Tensor) -> None:
         if self._draft is not None:
