@@ -65,11 +65,11 @@ def _gcn() -> nn.Module:
 
 
 def _lstm() -> nn.Module:
-    return sequence.Recurrent(nn.LSTM(8, 48, num_layers=2, batch_first=True))
+    return sequence.Recurrent(nn.LSTM(8, 40, num_layers=2, batch_first=True))
 
 
 def _gru() -> nn.Module:
-    return sequence.Recurrent(nn.GRU(8, 40, num_layers=2, batch_first=True))
+    return sequence.Recurrent(nn.GRU(8, 32, num_layers=2, batch_first=True))
 
 
 def _rnn() -> nn.Module:
@@ -108,7 +108,7 @@ _TUNE = (
         "gelu",
         "normalized mlp",
     ),
-    _cnn("cnn6-relu", partial(conv.PlainCNN, 12, 6, pool_after=1), "tune", "plain cnn"),
+    _cnn("cnn6-relu", partial(conv.PlainCNN, 8, 6, pool_after=1), "tune", "plain cnn"),
     _cnn("cnn6-bn-relu", partial(conv.NormCNN, 8, 6, nn.BatchNorm2d, nn.ReLU), "tune", "normalized cnn"),
     Architecture(
         "resmlp8-nonorm",
@@ -128,27 +128,27 @@ _TUNE = (
     ),
     _cnn("densenet-bn", conv.DenseNet, "tune", "densenet"),
     Architecture(
-        "gpt3-preln",
+        "gpt2-preln",
         "gpt",
         "tune",
-        partial(sequence.GPT, tasks.VOCABULARY, tasks.LENGTH, 32, 2, 3),
+        partial(sequence.GPT, tasks.VOCABULARY, tasks.LENGTH, 24, 2, 2),
         tasks.markov_tokens,
         "head",
-        branch_ends=_paths(3, *_TRANSFORMER_ENDS),
+        branch_ends=_paths(2, *_TRANSFORMER_ENDS),
         activation="gelu",
-        query_key=_paths(3, *_QUERY_KEY),
+        query_key=_paths(2, *_QUERY_KEY),
         batch_size=16,
     ),
     Architecture(
-        "vit3-preln",
+        "vit2-preln",
         "vit",
         "tune",
-        partial(sequence.ViT, 32, 2, 3),
+        partial(sequence.ViT, 24, 2, 2),
         tasks.digits_images,
         "head",
-        branch_ends=_paths(3, *_TRANSFORMER_ENDS),
+        branch_ends=_paths(2, *_TRANSFORMER_ENDS),
         activation="gelu",
-        query_key=_paths(3, *_QUERY_KEY),
+        query_key=_paths(2, *_QUERY_KEY),
         batch_size=16,
     ),
     Architecture("lstm2", "lstm", "tune", _lstm, tasks.digits_rows, "head", activation="tanh"),
@@ -183,7 +183,7 @@ _TUNE = (
 
 _TEST = (
     _mlp("mlp12-silu", partial(dense.FunctionalMLP, 64, 48, 10, 12, F.silu), "test", "silu"),
-    _mlp("mlp30-relu", partial(dense.FunctionalMLP, 64, 48, 10, 30), "test"),
+    _mlp("mlp24-relu", partial(dense.FunctionalMLP, 64, 48, 10, 24), "test"),
     _mlp("mlp6-selu", partial(dense.MLP, 64, 64, 10, 6, nn.SELU), "test", "selu"),
     _mlp("mlp9-elu", partial(dense.MLP, 64, 48, 10, 9, nn.ELU), "test", "elu"),
     _mlp(
@@ -201,35 +201,35 @@ _TEST = (
         activation="silu",
     ),
     _cnn(
-        "resnet8-gn",
-        partial(conv.ResNet, 8, (8, 8, 16, 16), conv.group_norm),
+        "resnet6-gn",
+        partial(conv.ResNet, 8, (8, 8, 16), conv.group_norm),
         "test",
         "normalized resnet",
-        _paths(4, "conv2"),
+        _paths(3, "conv2"),
     ),
     _cnn(
         "resnet6-nonorm", partial(conv.NormFreeResNet, 8, 3), "test", "norm-free resnet", _paths(3, "conv2")
     ),
-    _cnn("mobilenet2-bn", partial(conv.MobileNet, 16, 2), "test", "mobilenet", _paths(2, "project")),
-    Architecture("unet-plain", "unet", "test", conv.UNet, tasks.digits_denoising, "head", batch_size=16),
+    _cnn("mobilenet2-bn", partial(conv.MobileNet, 8, 2), "test", "mobilenet", _paths(2, "project")),
+    Architecture("unet-plain", "unet", "test", partial(conv.UNet, 6), tasks.digits_denoising, "head", batch_size=16),
     Architecture(
         "postln-encoder3",
         "post-norm encoder",
         "test",
-        partial(sequence.PostNormEncoder, 8, 8, 32, 2, 3),
+        partial(sequence.PostNormEncoder, 8, 8, 24, 2, 3),
         tasks.digits_rows,
         "head",
         branch_ends=_paths(3, "attention.out_proj", "fc2"),
         batch_size=16,
     ),
     Architecture(
-        "mixer3",
+        "mixer2",
         "mixer",
         "test",
-        partial(sequence.Mixer, 4, 16, 32, 3),
+        partial(sequence.Mixer, 4, 16, 24, 2),
         tasks.digits_patches,
         "head",
-        branch_ends=_paths(3, "token_mlp.fc2", "channel_mlp.fc2"),
+        branch_ends=_paths(2, "token_mlp.fc2", "channel_mlp.fc2"),
         activation="gelu",
         batch_size=16,
     ),
@@ -258,15 +258,15 @@ _TEST = (
         "regression-mlp6", "regression mlp", "test", partial(dense.MLP, 10, 64, 1, 6), tasks.diabetes, "head"
     ),
     Architecture(
-        "gpt3-tied",
+        "gpt2-tied",
         "gpt",
         "test",
-        partial(sequence.GPT, tasks.VOCABULARY, tasks.LENGTH, 32, 2, 3, tied=True),
+        partial(sequence.GPT, tasks.VOCABULARY, tasks.LENGTH, 24, 2, 2, tied=True),
         tasks.markov_tokens,
         "head",
-        branch_ends=_paths(3, *_TRANSFORMER_ENDS),
+        branch_ends=_paths(2, *_TRANSFORMER_ENDS),
         activation="gelu",
-        query_key=_paths(3, *_QUERY_KEY),
+        query_key=_paths(2, *_QUERY_KEY),
         batch_size=16,
     ),
 )

@@ -169,11 +169,12 @@ def orthogonal_gru() -> Reader:
 class Dilated(nn.Module):
     """tanh times sigmoid of dilated causal convolutions (van den Oord et al. 2016)."""
 
-    def __init__(self, width: int, dilation: int) -> None:
+    def __init__(self, width: int, dilation: int, is_last: bool) -> None:
         super().__init__()
         self.dilation = dilation
         self.both = nn.Conv1d(width, 2 * width, 2, dilation=dilation)
-        self.onward, self.skip = nn.Conv1d(width, width, 1), nn.Conv1d(width, width, 1)
+        self.onward = nn.Identity() if is_last else nn.Conv1d(width, width, 1)
+        self.skip = nn.Conv1d(width, width, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[batch, width, length] to the same, and what skips to the end."""
@@ -188,7 +189,7 @@ class WaveNet(nn.Module):
     def __init__(self, vocabulary: int = 500, width: int = 64) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
-        self.layers = nn.ModuleList(Dilated(width, 2 ** (k % 4)) for k in range(8))
+        self.layers = nn.ModuleList(Dilated(width, 2 ** (k % 4), k == 7) for k in range(8))
         self.last, self.head = nn.Conv1d(width, width, 1), nn.Conv1d(width, vocabulary, 1)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -333,7 +334,10 @@ class PostNorm(nn.Module):
     def __init__(self, vocabulary: int = 500, width: int = 64) -> None:
         super().__init__()
         self.width = width
-        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Parameter(0.02 * torch.randn(64, width))
+        self.tokens, self.places = (
+            nn.Embedding(vocabulary, width),
+            nn.Parameter(0.02 * torch.randn(64, width)),
+        )
         layer = nn.TransformerEncoderLayer(width, 4, 128, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
         self.head = nn.Linear(width, 10)

@@ -38,6 +38,9 @@ OPERATORS = (
 DECLARED: list[torch.library.Library] = []
 """Keeps the declaration alive."""
 
+THOUSAND = {"num_classes": 1000}
+"""For heads that are drawn by fan_out: with ten classes they would start larger than their makers have them."""
+
 PICTURES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "resnet18": (8, 160, {}),
     "resnet50": (8, 128, {}),
@@ -54,9 +57,9 @@ PICTURES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "mobilenet_v3_small": (16, 160, {}),
     "mobilenet_v3_large": (8, 160, {}),
     "shufflenet_v2_x1_0": (8, 160, {}),
-    "mnasnet0_5": (8, 160, {}),
-    "efficientnet_b0": (8, 128, {}),
-    "efficientnet_v2_s": (4, 96, {}),
+    "mnasnet0_5": (8, 160, THOUSAND),
+    "efficientnet_b0": (8, 128, THOUSAND),
+    "efficientnet_v2_s": (4, 96, THOUSAND),
     "convnext_tiny": (4, 128, {}),
     "regnet_x_400mf": (8, 128, {}),
     "regnet_y_400mf": (8, 128, {}),
@@ -100,7 +103,7 @@ def cases() -> Iterator[Case]:
     from torchvision import models
 
     for name, (count, side, arguments) in PICTURES.items():
-        build = partial(getattr(models, name), weights=None, num_classes=CLASSES, **arguments)
+        build = partial(getattr(models, name), weights=None, **{"num_classes": CLASSES, **arguments})
         yield Case(name, "torchvision", build, case.pictures(count, side))
     for name in SEGMENTERS:
         make = getattr(models.segmentation, name)

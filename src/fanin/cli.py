@@ -7,7 +7,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -16,6 +18,8 @@ from fanin.errors import FaninError, TrialNotFoundError
 from fanin.errors import UsageError as FaninUsageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from fanin.examine import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -126,9 +130,12 @@ def main() -> None:
 
 @main.command()
 @click.argument("target")
+@click.option(
+    "--race", is_flag=True, help="Also train copies of the model against a sound re-draw, some steps each."
+)
 @_fail_on
 @reporting
-def check(target: str, fail_on: str, form: str, color: bool | None, path: str | None) -> int:
+def check(target: str, race: bool, fail_on: str, form: str, color: bool | None, path: str | None) -> int:
     """Judge a model before any training.
 
     TARGET is MODULE:BUILD. BUILD takes no arguments and returns a model, a batch (inputs, targets) and a loss
@@ -139,6 +146,9 @@ def check(target: str, fail_on: str, form: str, color: bool | None, path: str | 
       fanin check model.py:build               a file
       fanin check app.models:build             a module, from here
       fanin check app.models:build --format json -o init.json
+      fanin check model.py:build --race        and train it a little, beside a sound one
+
+    For --race the batch is a DataLoader, a list of batches, or one batch of 64 examples or more.
     """
     from fanin.examine import check as examine
     from fanin.target import load_target
@@ -146,7 +156,38 @@ def check(target: str, fail_on: str, form: str, color: bool | None, path: str | 
     with redirect_stdout(sys.stderr):  # what their code prints is not the result
         model, batch, loss_fn = load_target(target)
         report = examine(model, batch, loss_fn)
+        if race:
+            report = _raced(report, model, batch, loss_fn)
     return _show(report, fail_on, form, color, path)
+
+
+def _raced(report: Report, model: Any, batch: Any, loss_fn: Any) -> Report:
+    """The report with a race, or without one where Ctrl-C ends it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from fanin.examine import raced
+    from fanin.race import RaceOptions
+
+    options = RaceOptions()
+    click.echo(
+        f"race: up to {options.passes} forward and backward passes on copies of the model, and"
+        f" {options.most / options.steps:.1f} times as many where nothing moves; Ctrl-C ends it",
+        err=True,
+    )
+    console = Console(stderr=True)
+    try:
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+            task = bar.add_task("race", total=options.steps)
+            show = partial(_advance, bar, task)
+            return raced(report, model, batch, loss_fn, options=replace(options, on_progress=show))
+    except KeyboardInterrupt:
+        click.echo("race: interrupted; the verdict is without it", err=True)
+        return report
+
+
+def _advance(bar: Progress, task: TaskID, done: int, planned: int) -> None:
+    bar.update(task, completed=done, total=planned)
 
 
 @main.command()

@@ -16,6 +16,7 @@ from fanin.capture import about
 from fanin.diagnosis import diagnose
 from fanin.errors import UsageError
 from fanin.finding import Diagnosis, Finding, Verdict
+from fanin.race import RaceOptions
 from fanin.rule import Rule
 from fanin.stores import open_store
 from fanin.trial import Trial
@@ -57,6 +58,7 @@ def check(
     loss_fn: Callable[[Any, Any], Any] | None = None,
     *,
     optimizer: Any = None,
+    race: bool | RaceOptions = False,
     rules: Iterable[Rule] | None = None,
 ) -> Report:
     """Judge a model before any training: one forward and backward pass on the model as it is, one on a sound
@@ -74,17 +76,45 @@ def check(
         optimizer: The optimizer that will train the model, or a function of parameters that makes one. What heals
             in its first steps (zero heads, zero branches) is then told from what does not. Its state stays as it
             is, and so do the parameters.
+        race: Whether to train copies of the model against copies of its sound re-draw for some steps, and how (see
+            `fanin.race.RaceOptions`). Needs several batches, or a large one.
         rules: Which rules to ask; None for all.
 
     Raises:
-        BatchError: The model cannot run the batch.
+        BatchError: The model cannot run the batch, or a race has too few of them.
         LossError: The loss cannot be computed or differentiated.
         UsageError: The model is of no known framework, or the optimizer is not one of this model.
     """
     asked = tuple(judgement.load_rules() if rules is None else rules)
     model, adapter = _built(model)
     seen = adapter.examine(model, batch, loss_fn, judgement.needs(asked), optimizer)
-    return judge(replace(seen, about=about(seen.spec.framework)), rules=asked)
+    trial = replace(seen, about=about(seen.spec.framework))
+    if race:
+        options = race if isinstance(race, RaceOptions) else RaceOptions()
+        trial = replace(trial, race=adapter.race(model, batch, loss_fn, trial.spec, options, optimizer))
+    return judge(trial, rules=asked)
+
+
+def raced(
+    report: Report,
+    model: Any,
+    batch: Any,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    *,
+    options: RaceOptions | None = None,
+    optimizer: Any = None,
+    rules: Iterable[Rule] | None = None,
+) -> Report:
+    """A report of `check` with the race that was left out, judged anew: the arguments are those of `check`.
+
+    Raises:
+        BatchError: There are too few batches.
+        LossError: The loss cannot be computed.
+        UsageError: The model cannot be copied, or the optimizer is not one of this model.
+    """
+    spec = report.trial.spec
+    ran = adapter_for(model).race(model, batch, loss_fn, spec, options or RaceOptions(), optimizer)
+    return judge(replace(report.trial, race=ran), rules=rules)
 
 
 def judge(trial: Trial | str | os.PathLike[str], *, rules: Iterable[Rule] | None = None) -> Report:

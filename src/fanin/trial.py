@@ -8,6 +8,7 @@ from enum import StrEnum
 from math import nan
 from pathlib import PurePath
 
+from fanin.race import Race
 from fanin.summary import TensorSummary
 
 NETWORK_INPUT = ""
@@ -268,6 +269,7 @@ class Trial:
         uri: Where it is kept; `memory` when nowhere.
         complete: Whether its writers closed it; False while it runs, and after a crash.
         about: What else is known of the run: versions, command, date.
+        race: How the model trained against its sound re-draw; None where they did not race.
     """
 
     spec: ModelSpec
@@ -275,6 +277,7 @@ class Trial:
     uri: str = "memory"
     complete: bool = True
     about: Mapping[str, str] = field(default_factory=dict)
+    race: Race | None = None
 
     @property
     def train_steps(self) -> tuple[Step, ...]:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from fanin.race import Race, RaceOptions
 from fanin.rule import Need
 from fanin.summary import TensorSummary
 from fanin.trial import ModelSpec, Step, Trial
@@ -90,6 +91,31 @@ class Adapter(ABC):
             BatchError: The model cannot run the batch.
             LossError: The loss cannot be computed or differentiated.
             UsageError: The optimizer is none, or not of this model.
+        """
+
+    @abstractmethod
+    def race(
+        self,
+        model: Any,
+        batch: Any,
+        loss_fn: Any,
+        spec: ModelSpec,
+        options: RaceOptions,
+        optimizer: Any = None,
+    ) -> Race:
+        """Train copies of the model against copies of its sound re-draw; leaves no trace, also when interrupted.
+
+        Args:
+            model, loss_fn: As `fanin.check` takes them.
+            batch: An iterable of batches, or one that is large enough to be split.
+            spec: Of this model, from a pass.
+            options: How to race.
+            optimizer: Of this model, or a function of parameters that makes one; None for Adam.
+
+        Raises:
+            BatchError: There is one batch only, and it is too small to be split.
+            LossError: The loss cannot be computed.
+            UsageError: The model cannot be copied, or the optimizer is not one of this model.
         """
 
     @abstractmethod

@@ -99,7 +99,7 @@ class AttentionSaturation(Rule):
             and reference.get(layer, 1.0) >= SHARP_BY_DESIGN
         ]
         step = trial.looks(Role.ATTENTION_ENTROPY)[0].index
-        if 1 < len(sharp) and len(sharp) > len(looks[0]) / 2:
+        if len(sharp) > 1 and len(sharp) > len(looks[0]) / 2:
             yield self._finding(sharp, Scope.EVERYWHERE, step)
         else:
             yield from (self._finding([one], Scope.LAYER, step) for one in sharp)
@@ -116,7 +116,7 @@ class AttentionSaturation(Rule):
         sound, three = 1.0, tuple(f"blocks.{i}.attn" for i in range(3))
         yield Example("one layer of three", lambda: _trial(1, 40, 1, reference=sound), three[1:2])
         yield Example("all layers, causal", lambda: _trial(40, 40, 40, causal=True, later=40), three[:1])
-        yield Example("two layers of five", lambda: _trial(1, 9, 1, 40, 1), three[1:2] + ("blocks.3.attn",))
+        yield Example("two layers of five", lambda: _trial(1, 9, 1, 40, 1), (*three[1:2], "blocks.3.attn"))
 
     def _finding(self, sharp: list[Sharp], scope: Scope, step: int) -> Finding:
         entropies = [one.entropy for one in sharp]

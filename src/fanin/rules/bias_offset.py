@@ -11,7 +11,7 @@ from fanin.cause import Cause
 from fanin.finding import Finding, Missing, Scope, Severity
 from fanin.measures import mixing
 from fanin.rule import Example, Need, Rule
-from fanin.summary import Interval, TensorSummary
+from fanin.summary import Interval
 from fanin.synthetic import Init, constant, mlp, normal
 from fanin.trial import Kind, LayerSpec, ModelSpec, Observation, ParameterSpec, Role, Step, Trial
 
@@ -23,12 +23,15 @@ HARMLESS = 1.0
 """Largest RMS that is never reported: positive biases for ReLU are customarily 0.01 to 1, forget gates start at 1
 (Jozefowicz et al. 2015), and PyTorch's default lies below 1/√3."""
 
+ROUNDING = 1e-6
+"""Signal over output below which outputs count as equal: ten roundings of float32 (2^-24)."""
+
 NEARLY_ALL = 0.8
 """Share of the layers judged from which it is one fault of the network: an initializer applied to all of them, but for
 one or two that another part of the code writes."""
 
 SUMMING = frozenset({Kind.LINEAR, Kind.CONV, Kind.CONV_TRANSPOSE})
-"""Kinds whose output is W h + b and nothing else. Recurrent cells have gates, whose biases are a matter of their own."""
+"""Kinds whose output is W h + b and nothing else. The gates of recurrent cells have biases of their own."""
 
 GATES = frozenset({"sigmoid", "hardsigmoid", "softmax", "softplus", "logsigmoid", "sin", "glu"})
 """Activations in front of which a bias is a choice: how far a gate is open (highway networks: -1 to -3, Srivastava et
@@ -45,7 +48,8 @@ class Judged:
 
     Attributes:
         bias: RMS over units; standard deviation over them where what follows removes their mean.
-        signal: Root of the output's variance over the batch, mean over units: what depends on the input.
+        signal: Root of the output's variance over the batch, mean over units: what depends on the input; 0 where that
+            is rounding.
     """
 
     layer: LayerSpec
@@ -94,8 +98,8 @@ class BiasOffset(Rule):
     ----------------
     It is a suspect, the cause of a fault only where the signal suffers: beside a skip connection a constant does
     little harm, and an attention's keys may have any bias at all. Trained weights may have large biases. A batch of
-    nearly equal samples makes every bias look large; a layer whose output does not vary at all is therefore not
-    judged before another one was found.
+    nearly equal samples makes every bias look large; a layer whose output does not vary at all is therefore
+    reported only behind another one.
 
     Fix
     ---
@@ -141,7 +145,9 @@ class BiasOffset(Rule):
         yield Example("small random biases", lambda: mlp(overrides=dict.fromkeys(hidden, normal(0.3))))
         yield Example("gates", lambda: mlp(activation="sigmoid", overrides={hidden[2]: prior}))
         yield Example(
-            "a prior bias on a hidden layer", lambda: mlp(overrides={hidden[2]: prior}), layers=("blocks.2.fc",)
+            "a prior bias on a hidden layer",
+            lambda: mlp(overrides={hidden[2]: prior}),
+            layers=("blocks.2.fc",),
         )
         yield Example(
             "biases of std 10 everywhere",
@@ -181,7 +187,9 @@ def _judged(spec: ModelSpec, start: Step) -> Iterator[Judged]:
             if seen is None or output is None or not parameter.trainable or not _are_usable(seen, output):
                 continue
             size = seen.summary.std if layer.path in centred else seen.summary.rms
-            yield Judged(layer, parameter, seen, size, sqrt(output.summary.unit_variance))
+            signal = sqrt(output.summary.unit_variance)
+            is_signal = signal > ROUNDING * output.summary.rms
+            yield Judged(layer, parameter, seen, size, signal if is_signal else 0.0)
 
 
 def _hidden(spec: ModelSpec, start: Step) -> Iterator[LayerSpec]:
@@ -206,5 +214,5 @@ def _before_norms(spec: ModelSpec, words: tuple[str, ...]) -> set[str]:
 
 def _are_usable(bias: Observation, output: Observation) -> bool:
     """Whether both are finite and the output was seen by units."""
-    summaries: tuple[TensorSummary, ...] = (bias.summary, output.summary)
-    return output.summary.unit_variance >= 0 and not any(s.non_finite or not s.count for s in summaries)
+    finite = not bias.summary.non_finite and not output.summary.non_finite
+    return finite and bias.summary.count > 0 and output.summary.unit_variance >= 0

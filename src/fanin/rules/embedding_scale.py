@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import sqrt
+from math import log, sqrt
 from typing import ClassVar
 
 import numpy as np
 
 from fanin.cause import Cause
 from fanin.finding import Finding, Missing, Scope, Severity
-from fanin.measures import uninformed_loss
 from fanin.rule import Example, Need, Rule
 from fanin.summary import Floats, Interval, TensorSummary
 from fanin.synthetic import seen
@@ -19,7 +18,7 @@ from fanin.trial import Kind, LayerSpec, ParameterSpec, Role, Step, Trial
 
 LARGEST = 3.0
 """Largest root mean square of embeddings that nothing normalizes: three times the framework's unit normal, which is
-sound (unit-scaled embeddings, T5). Width^1/2, what a scale applied twice makes of it, is 8 and more from width 64 on."""
+sound (unit-scaled embeddings, T5). A factor of √width makes 8 of it at width 64."""
 
 LARGEST_LOGITS = 5.0
 """Largest standard deviation σ of the logits of a head that is tied to the table. Normal logits of σ = 5 over 10^4
@@ -27,9 +26,8 @@ tokens cost 12 nats more than an even guess (σ²/2; less where few tokens are d
 tied head gives √width: 16 at width 256. Heads drawn on purpose have σ of about 1 at most."""
 
 OVERCONFIDENT = 1.5
-"""Loss at step 0, relative to that of the best constant output, up to which large logits are scaled down by something
-behind the head (a temperature, a soft cap): of 414 networks labelled by
-training the sound ones have a median of 1.06."""
+"""Loss at step 0, relative to an even guess, log(tokens), up to which large logits are scaled down by something behind
+the head (a temperature, a soft cap). Of 414 networks labelled by training the sound ones have a median of 1.06."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ class EmbeddingScale(Rule):
         z_v = e_v · h,        std[z] = rms(e) √width rms(h)
 
     so a unit normal makes logits of √width, and a network that is certain of an arbitrary token, in a residual
-    network of the one that it has just read. T5's first ports to PyTorch started at a loss of 110 instead of 11.
+    network of the one that it has just read. T5's port to PyTorch started at a loss of 110 instead of 11.
 
     How it is measured
     ------------------
@@ -82,7 +80,7 @@ class EmbeddingScale(Rule):
     layer reads is seen at its input, if embeddings are all that feeds it, and added up or taken alone, and no
     activation intervenes. A table that only normalizations read may have any size. For a tied head the logits are
     measured; where they were not, std[z] is computed from the equation above. They are passed where the loss at step
-    0 is at most 1.5 times that of the best constant output: then something behind the head scales them down. T5's
+    0 is at most 1.5 times that of an even guess, log(tokens): then something behind the head scales them down. T5's
     unit normal, with features scaled by 1 / √width before a tied head, is sound by this measure, and so are heads
     that are zero. Frozen tables are not judged.
 
@@ -102,14 +100,12 @@ class EmbeddingScale(Rule):
     - Press and Wolf 2017, Using the Output Embedding to Improve Language Models: tied heads.
     - Vaswani et al. 2017, Attention Is All You Need, section 3.4: the factor √width, for tied tables of width^-1/2.
     - Raffel et al. 2020, Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer.
-    - PyTorch issue 3121 and Hugging Face transformers pull request 26441: unit normals under tied heads.
+    - PyTorch issue 3121, transformers pull request 26441: unit normals under tied heads.
     """
 
     code: ClassVar[str] = "FAN412"
     name: ClassVar[str] = "embedding-too-large"
-    needs: ClassVar[frozenset[Need]] = frozenset(
-        {Need(Role.WEIGHT), Need(Role.INPUT), Need(Role.OUTPUT), Need(Role.UNINFORMED_LOSS)}
-    )
+    needs: ClassVar[frozenset[Need]] = frozenset({Need(Role.WEIGHT), Need(Role.INPUT), Need(Role.OUTPUT)})
 
     def check(self, trial: Trial) -> Iterator[Finding | Missing]:
         """One finding for each table at fault, or one for all where there are several and all are."""
@@ -130,13 +126,14 @@ class EmbeddingScale(Rule):
         yield Example("the unit normal", lambda: _network(1.0))
         yield Example("N(0, 0.02^2), tied", lambda: _network(0.02, tied=True))
         yield Example("large, but normalized", lambda: _network(10.0, reader=Kind.NORM))
-        yield Example("T5: unit normal, features scaled for the tied head", lambda: _network(1.0, True, 1 / 16))
+        yield Example(
+            "T5: unit normal, features scaled for the tied head", lambda: _network(1.0, True, 1 / 16)
+        )
         yield Example("N(0, 10^2)", lambda: _network(10.0), ("embedding",))
         yield Example("the unit normal times √width", lambda: _network(1.0, factor=16.0), ("embedding",))
         yield Example("the unit normal, tied", lambda: _network(1.0, tied=True), ("embedding",))
 
     def _finding(self, excess: Excess, layers: tuple[str, ...], scope: Scope) -> Finding:
-        others = f" So have {len(layers) - 1} more tables." if len(layers) > 1 else ""
         return Finding(
             self.code,
             self.name,
@@ -145,7 +142,7 @@ class EmbeddingScale(Rule):
             Interval(excess.value, excess.value),
             Interval(0.0, excess.limit),
             excess.quantity,
-            excess.message + others,
+            excess.message + (f" So are {len(layers) - 1} more tables." if len(layers) > 1 else ""),
             Cause.EMBEDDING_TOO_LARGE,
             scope=scope,
             layers=layers,
@@ -191,7 +188,7 @@ def _size(trial: Trial, start: Step, table: Table) -> Excess | None:
     for reader in readers:
         if reader.path in inputs and _reads_rows(trial, reader) and reader.kind is not Kind.NORM:
             rms = inputs[reader.path].summary.rms
-            if rms > LARGEST and table is _largest(trial, start, reader, table):
+            if rms > LARGEST:
                 text = f"{reader.path} reads embeddings of rms {rms:.3g}; {table.tensor} has {table.rms:.3g}."
                 return Excess(table, rms, LARGEST, f"{quantity} where they are read", text)
     return None
@@ -204,17 +201,11 @@ def _reads_rows(trial: Trial, reader: LayerSpec) -> bool:
     return only and reader.joins in ("", "sum") and reader.input_activation == "identity"
 
 
-def _largest(trial: Trial, start: Step, reader: LayerSpec, table: Table) -> Table:
-    """Of the tables that a layer reads, this one if none is larger."""
-    others = [t for t in _tables(trial, start) if t.layer.path in reader.inputs]
-    return next((t for t in others if t.rms > table.rms), table)
-
-
 def _logits(trial: Trial, start: Step, table: Table) -> Excess | None:
     """Whether a head that is tied to the table puts out large logits."""
     names = {table.tensor, table.spec.tied_to or table.tensor}
     head = next((layer for layer in trial.spec.layers if _is_tied_head(layer, names)), None)
-    if head is None or _is_as_good_as_guessing(start):
+    if head is None or start.loss <= OVERCONFIDENT * log(table.spec.shape[0]):
         return None
     made, taken = start.first(Role.OUTPUT).get(head.path), start.first(Role.INPUT).get(head.path)
     if made:
@@ -237,10 +228,6 @@ def _is_tied_head(layer: LayerSpec, names: set[str]) -> bool:
     return bool(layer.kind is Kind.LINEAR and layer.calls) and any(
         {layer.parameter_path(w), w.tied_to} & names for w in layer.weights
     )
-
-
-def _is_as_good_as_guessing(start: Step) -> bool:
-    return start.loss <= OVERCONFIDENT * uninformed_loss(start)  # False where either is nan
 
 
 # -- examples

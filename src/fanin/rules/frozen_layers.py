@@ -24,11 +24,14 @@ FEWEST_LAYERS = 2
 FEWEST_VALUES = 256
 """Of fewer the variance is not known to 6 % (uniform) or 9 % (normal), one standard error; they are not judged."""
 
-FEWEST_ROWS = 8
-"""Of fewer rows, or of shorter ones, the variances cannot be compared."""
+FEWEST_ROWS = 32
+"""Of fewer rows the spread of their variances is not known to 12 %, a quarter of what ROWS_ALIKE leaves."""
 
-STANDARD_ERRORS = 3.0
-"""A random draw is farther off once in 370."""
+SHORTEST_ROW = 8
+"""Shorter rows have no variance to speak of (25 % standard error); they are not compared."""
+
+STANDARD_ERRORS = 4.0
+"""A random draw is farther off once in 16,000: rarely enough that all of a hundred frozen layers are within."""
 
 LIKENESS = {"uniform": 0.05, "normal": 0.03}
 """How closely n E[w²] must match a scheme, where the sample is large. Weights that were trained differ by far more:
@@ -89,9 +92,9 @@ class FrozenLayers(Rule):
     How it is measured
     ------------------
     At step 0, for each frozen weight with fans n, rows w_i and at least 256 values. It looks freshly drawn when its
-    mean is zero within three standard errors, when n E[w^2] matches a scheme (uniform: 5 %, normal: 3 %, or three
+    mean is zero within four standard errors, when n E[w^2] matches a scheme (uniform: 5 %, normal: 3 %, or four
     standard errors where that is more), when its largest value does too (uniform: within 2 % of sqrt(3) rms; normal:
-    between 2.5 rms and sqrt(2 ln(1000 count)) rms), and when the variances of its rows differ no more than 1.5 times
+    between 2.5 rms and sqrt(2 ln(10^5 count)) rms), and when the variances of its rows differ no more than 1.5 times
     as much as those of independent draws. Schemes are PyTorch's default, he and glorot, uniform or normal. Every
     frozen layer that can be judged must match, and there must be two.
 
@@ -139,9 +142,7 @@ class FrozenLayers(Rule):
         yield Example("everything, for a look", lambda: frozen((*body, "head"), mlp(widths)))
         yield Example("he_normal", lambda: frozen(body, mlp(widths)), body[:1])
         yield Example("PyTorch's default", lambda: frozen(body[1:3], mlp(widths, _default)), body[1:2])
-        yield Example(
-            "glorot_uniform", lambda: frozen(body, mlp(widths, scaled(GLOROT_UNIFORM))), body[:1]
-        )
+        yield Example("glorot_uniform", lambda: frozen(body, mlp(widths, scaled(GLOROT_UNIFORM))), body[:1])
 
     def _finding(self, judged: Mapping[str, str | None]) -> Finding:
         first, number = next(iter(judged)), len(judged)
@@ -218,13 +219,13 @@ def _looks_like(scheme: Scheme, spec: ParameterSpec, s: TensorSummary) -> bool:
         bound = sqrt(3 * scheme.squared_gain / fan)
         fits = abs(s.largest / bound - 1) <= EDGE
     else:
-        fits = 2.5 < extreme < sqrt(2 * log(1000 * s.count))
+        fits = 2.5 < extreme < sqrt(2 * log(1e5 * s.count))
     return fits and (s.units is None or _rows_are_alike(s.units, kurtosis))
 
 
 def _rows_are_alike(units: UnitSummary, kurtosis: float) -> bool:
     length = int(units.count.min())
-    if len(units.count) < FEWEST_ROWS or length < FEWEST_ROWS:
+    if len(units.count) < FEWEST_ROWS or length < SHORTEST_ROW:
         return True
     variances = units.variance
     spread = float(np.std(variances) / np.mean(variances))

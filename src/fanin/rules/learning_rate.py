@@ -9,6 +9,8 @@ from math import inf, isfinite, isnan, log10, nan, sqrt
 from statistics import median
 from typing import ClassVar
 
+import numpy as np
+
 from fanin.cause import Cause
 from fanin.finding import Finding, Missing, Scope, Severity
 from fanin.measures import backward_gain, head, mixing, uninformed_loss
@@ -71,9 +73,9 @@ class LearningRate(Rule):
     more than three decades, the layers differ, and this rule says nothing. The lower bound is judged only where the
     median gradient has an RMS of at least 10^-6.5.
 
-    The loss is compared where step 0 was sound: parameters and outputs finite, a loss of at most five times that of
-    the best constant output, and gradients within five decades of the last layer's. Then it may not be ten times
-    as large at step 5, or not finite.
+    Both upper bounds, on u and on the loss, are judged only where step 0 was sound: parameters and outputs finite, a
+    loss of at most five times that of the best constant output, and gradients within five decades of the last
+    layer's. Then the loss may not be ten times as large at step 5, or not finite.
 
     When it is wrong
     ----------------
@@ -96,13 +98,8 @@ class LearningRate(Rule):
     name: ClassVar[str] = "learning-rate"
     needs: ClassVar[frozenset[Need]] = frozenset(
         {
-            Need(Role.WEIGHT),
-            Need(Role.BIAS),
-            Need(Role.OUTPUT),
-            Need(Role.OUTPUT_GRAD),
-            Need(Role.WEIGHT_GRAD),
-            Need(Role.UPDATE, recheck=True),
-            Need(Role.UNINFORMED_LOSS),
+            *map(Need, (Role.WEIGHT, Role.BIAS, Role.OUTPUT, Role.OUTPUT_GRAD, Role.WEIGHT_GRAD)),
+            *(Need(Role.UPDATE, recheck=True), Need(Role.UNINFORMED_LOSS)),
         }
     )
 
@@ -116,11 +113,11 @@ class LearningRate(Rule):
             layer.path: size for layer in mixing(trial.spec) if (size := _step_size(layer, start, later))
         }
         relative = {path: long for path, (_, long) in steps.items()}
-        usual = median(relative.values()) if relative else nan
-        if _are_alike(relative) and usual > USUAL_RATIO.high:
+        usual, sound = median(relative.values()) if relative else nan, _is_sound(trial.spec, start)
+        if sound and _are_alike(relative) and USUAL_RATIO.high < usual < inf:
             text = f"In {RECHECK} steps weights have changed by {usual:.2g} of their size per step"
             yield self._finding(usual, relative, f"{text}, in all layers alike.", Severity.SUSPECT)
-        elif _is_sound(trial.spec, start) and (ratio := _growth(start, later)) > BLOWN_UP:
+        elif sound and (ratio := _growth(start, later)) > BLOWN_UP:
             yield self._blown_up(trial.spec, start, later, ratio)
         else:
             yield from self._too_low({path: plain for path, (plain, _) in steps.items()}, start)
@@ -148,7 +145,9 @@ class LearningRate(Rule):
             yield self._finding(usual, ratios, text, Severity.NOTE)
 
     def _blown_up(self, spec: ModelSpec, start: Step, later: Step, ratio: float) -> Finding:
-        text = f"The loss went from {start.loss:.3g} to {later.loss:.3g} in {RECHECK} steps from a sound start."
+        text = (
+            f"The loss went from {start.loss:.3g} to {later.loss:.3g} in {RECHECK} steps from a sound start."
+        )
         layers = dict.fromkeys((layer.path for layer in mixing(spec)), 0.0)
         found = self._finding(ratio, layers, text, Severity.SUSPECT)
         return replace(found, expected=Interval(0, BLOWN_UP), quantity="loss at step 5 / loss at step 0")
@@ -177,8 +176,9 @@ def trained(lr: float, init: Init | str = "he_normal", overrides: Mapping[str, I
     network = Network("relu", residual=False, blocks=len(widths) - 2)
     network.draw(widths, INITS[init] if isinstance(init, str) else init, overrides or {}, seed=0)
     before, batch = dict(network.parameters), clusters(widths[0], widths[-1])
-    for index in range(RECHECK):
-        network.step(index, *batch, lr)
+    with np.errstate(all="ignore"):
+        for index in range(RECHECK):
+            network.step(index, *batch, lr)
     seen = []
     for path in network.paths:
         name = f"{path}.weight"
@@ -190,7 +190,7 @@ def trained(lr: float, init: Init | str = "he_normal", overrides: Mapping[str, I
 
 
 def _step_size(layer: LayerSpec, start: Step, later: Step) -> tuple[float, float] | None:
-    """How far the largest weight of a layer moves per step, relative to its size, and to that of a usual draw where
+    """How far the first matrix of a layer moves per step, relative to its size, and to that of a usual draw where
     it is smaller; None where that is not known."""
     weights, updates = start.of(Role.WEIGHT), later.of(Role.UPDATE)
     for spec in layer.weights:

@@ -7,12 +7,14 @@ from dataclasses import replace
 from math import inf, log10, sqrt
 from typing import ClassVar
 
+import numpy as np
+
 from fanin.cause import Cause
 from fanin.finding import Finding, Missing, Scope, Severity
 from fanin.measures import mixing, network_inputs
 from fanin.rule import Example, Need, Rule
-from fanin.summary import Interval, TensorSummary, summarize
-from fanin.synthetic import Init, clusters, mlp, normal
+from fanin.summary import Floats, Interval, TensorSummary, summarize
+from fanin.synthetic import INITS, Init, Network, clusters, normal
 from fanin.trial import Observation, Role, Step, Trial
 
 LARGEST = 65504.0
@@ -89,13 +91,8 @@ class NumberFormat(Rule):
     name: ClassVar[str] = "number-format"
     needs: ClassVar[frozenset[Need]] = frozenset(
         {
-            Need(Role.WEIGHT),
-            Need(Role.BIAS),
-            Need(Role.INPUT),
-            Need(Role.OUTPUT),
-            Need(Role.ACTIVATION_INPUT),
-            Need(Role.OUTPUT_GRAD, recheck=True),
-            Need(Role.WEIGHT_GRAD, recheck=True),
+            *map(Need, (Role.WEIGHT, Role.BIAS, Role.INPUT, Role.OUTPUT, Role.ACTIVATION_INPUT)),
+            *(Need(role, recheck=True) for role in (Role.OUTPUT_GRAD, Role.WEIGHT_GRAD)),
         }
     )
 
@@ -109,62 +106,52 @@ class NumberFormat(Rule):
             yield self._overflow(large)
         looks = trial.looks(Role.WEIGHT_GRAD) or trial.looks(Role.OUTPUT_GRAD)
         if looks:
-            yield from self._underflow(trial, looks[-1])
+            yield from self._underflow(trial, start, looks[-1])
 
     @classmethod
     def examples(cls) -> Iterator[Example]:
         """What float16 holds and does not hold; the same in other formats."""
-        x, labels = clusters(32)
-        large = (x * 4e4, labels)
-        yield Example("float16 that suffices", lambda: stored("float16", mlp()))
-        yield Example("float32 beyond it", lambda: stored("float32", mlp(batch=large)))
-        yield Example("bfloat16 beyond it", lambda: stored("bfloat16", mlp(batch=large)))
-        yield Example("weights that explain it", lambda: stored("float16", mlp(init=normal(3.0))))
-        yield Example("a head of zeros", lambda: stored("float16", mlp(overrides={"head.weight": "zeros"})))
-        yield Example("a tiny gradient, in bfloat16", lambda: stored("bfloat16", mlp(), 1e-6))
-        yield Example("an input that overflows", lambda: stored("float16", mlp(batch=large)), ("blocks.0.fc",))
-        yield Example("a gradient below 6e-8", lambda: stored("float16", mlp(), 1e-6), ("blocks.0.fc",))
+        first, large = ("blocks.0.fc",), 1.5e4
+        yield Example("float16 that suffices", lambda: stored("float16"))
+        yield Example("float32 beyond it", lambda: stored("float32", scale=large))
+        yield Example("bfloat16 beyond it", lambda: stored("bfloat16", scale=large))
+        yield Example("weights that explain it", lambda: stored("float16", normal(3.0)))
+        yield Example("a head of zeros", lambda: stored("float16", head="zeros"))
+        yield Example("a tiny gradient, in bfloat16", lambda: stored("bfloat16", gradient=1e-6))
+        yield Example("an output that overflows", lambda: stored("float16", scale=large), first)
+        yield Example("gradients below 6e-8", lambda: stored("float16", gradient=1e-5), first)
 
     def _overflow(self, large: list[Observation]) -> Finding:
         s = large[0].summary
-        reach = inf if s.inf else s.largest
-        text = f"{large[0].tensor} is stored in float16, whose largest number is 65504, and "
-        text += f"holds {s.inf} infinite values" if s.inf else f"reaches {reach:.3g}"
-        found = self._finding(large, f"{text}; parameters are finite and of a usual size.")
-        limit = Interval(0, LARGEST / HEADROOM)
-        return replace(
-            found, measured=Interval(reach, reach), expected=limit, quantity="largest float16 value"
-        )
+        what = f"holds {s.inf} infinite values" if s.inf else f"reaches {s.largest:.3g}"
+        text = f"{large[0].tensor} is stored in float16, which ends at 65504, and {what}; weights do not explain it."
+        reach, limit = inf if s.inf else s.largest, LARGEST / HEADROOM
+        return self._finding(large, reach, limit, "largest float16 value", text)
 
-    def _underflow(self, trial: Trial, look: Step) -> Iterator[Finding]:
-        given = look.first(Role.INPUT) or (trial.start.first(Role.INPUT) if trial.start else {})
-        sparse = {path for path, o in given.items() if _zeros(o.summary) > SPARSE}
-        gradients = [
-            o
-            for o in _half(trial, look, Role.OUTPUT_GRAD, Role.WEIGHT_GRAD)
-            if o.role is Role.OUTPUT_GRAD or o.layer not in sparse
-        ]
+    def _underflow(self, trial: Trial, start: Step, look: Step) -> Iterator[Finding]:
+        sparse = {path for path, o in start.first(Role.INPUT).items() if _zeros(o.summary) > SPARSE}
+        seen = _half(trial, look, Role.OUTPUT_GRAD, Role.WEIGHT_GRAD)
+        gradients = [o for o in seen if o.role is Role.OUTPUT_GRAD or o.layer not in sparse]
         if not any(_is_flushed(o.summary) for o in gradients):
             return
         lost = [o for o in gradients if _is_flushed(o.summary) or o.summary.is_zero]
-        share = _zeros(lost[0].summary)
-        text = f"{share:.0%} of {lost[0].tensor} is zero in float16, whose smallest number is {SMALLEST:.1g}"
-        found = self._finding(lost, f"{text}: it needs loss scaling.")
-        limit, quantity = Interval(0, MOSTLY_ZEROS), "share of zeros in a float16 gradient"
-        yield replace(
-            found, step=look.index, measured=Interval(share, share), expected=limit, quantity=quantity
-        )
+        share, what = _zeros(lost[0].summary), "share of zeros in a float16 gradient"
+        text = f"{share:.0%} of {lost[0].tensor} is zero in float16, which starts at {SMALLEST:.1g}: "
+        finding = self._finding(lost, share, MOSTLY_ZEROS, what, f"{text}it needs loss scaling.")
+        yield replace(finding, step=look.index)
 
-    def _finding(self, seen: list[Observation], text: str) -> Finding:
+    def _finding(
+        self, seen: list[Observation], value: float, limit: float, quantity: str, text: str
+    ) -> Finding:
         layers = tuple(dict.fromkeys(o.layer for o in seen))
         return Finding(
             self.code,
             self.name,
             layer=seen[0].layer,
             step=0,
-            measured=Interval(0, 0),
-            expected=Interval(0, 0),
-            quantity="",
+            measured=Interval(value, value),
+            expected=Interval(0, limit),
+            quantity=quantity,
             message=text,
             cause=Cause.NUMBER_FORMAT,
             scope=Scope.LAYER if len(layers) == 1 else Scope.EVERYWHERE,
@@ -174,15 +161,88 @@ class NumberFormat(Rule):
         )
 
 
-def stored(dtype: str, trial: Trial, gradient: float = 1.0) -> Trial:
-    """A trial as if its signal and gradients were stored in another format, the gradients times a factor.
+def stored(
+    dtype: str,
+    init: str | Init = "he_normal",
+    *,
+    scale: float = 1.0,
+    gradient: float = 1.0,
+    head: str = "he_normal",
+) -> Trial:
+    """The network of `synthetic.mlp`, what it computes stored in a format.
 
-    Values become what that format can hold: each summary is replaced by one of draws with the same RMS.
+    Args:
+        dtype: E.g. `float16`.
+        init, head: Initializers of all layers but the last, and of the last.
+        scale, gradient: Factors on the batch, and on the loss's gradient.
     """
-    return replace(
-        trial,
-        steps=tuple(
-            replace(step, observations=tuple(_stored(o, dtype, gradient) for o in step.observations))
-            for step in trial.steps
-        ),
-    )
+    network = Network("relu", residual=False, blocks=5)
+    network.draw((32,) * 6 + (10,), INITS[init] if isinstance(init, str) else init, {"head.weight": head}, 0)
+    x, labels = clusters(32)
+    network.step(0, x * scale, labels, lr=0.0)
+    return Trial(network.describe(), (Step(0, observations=tuple(_observed(network, dtype, gradient))),))
+
+
+def _observed(network: Network, dtype: str, gradient: float) -> Iterator[Observation]:
+    for path in network.paths:
+        weight = network.parameters[f"{path}.weight"]
+        yield _as(path, Role.WEIGHT, f"{path}.weight", weight, "float32")
+        for role, tensor, x in (
+            (Role.INPUT, f"{path}_input_0", network.inputs[path]),
+            (Role.OUTPUT, f"{path}_output_0", network.outputs[path]),
+            (Role.OUTPUT_GRAD, f"gradient/{path}_output_0", gradient * network.output_grads[path]),
+            (Role.WEIGHT_GRAD, f"gradient/{path}.weight", gradient * network.grads[f"{path}.weight"]),
+        ):
+            yield _as(path, role, tensor, x, dtype)
+
+
+def _as(path: str, role: Role, tensor: str, x: Floats, dtype: str) -> Observation:
+    with np.errstate(over="ignore", under="ignore"):
+        kept = x.astype(np.float16) if dtype == "float16" else x
+    return Observation(path, role, tensor, summarize(kept), x.shape, dtype)
+
+
+def _half(trial: Trial, step: Step, *roles: Role) -> list[Observation]:
+    """What is stored in float16, in forward order."""
+    place = {layer.path: i for i, layer in enumerate(trial.spec.layers)}
+    seen = [o for role in roles for o in step.of(role).values() if o.dtype == "float16"]
+    return sorted(seen, key=lambda o: place.get(o.layer, len(place)))
+
+
+def _is_too_large(seen: Observation) -> bool:
+    return seen.summary.inf > 0 or seen.summary.largest > LARGEST / HEADROOM
+
+
+def _is_flushed(s: TensorSummary) -> bool:
+    """Whether most values are zero, and the others near the end of the format."""
+    filled = s.count - s.zeros
+    return _zeros(s) > MOSTLY_ZEROS and filled > 0 and s.rms * sqrt(s.count / filled) < FLUSHED
+
+
+def _zeros(s: TensorSummary) -> float:
+    return s.zeros / s.count if s.count else 0.0
+
+
+def _weights_explain(trial: Trial, start: Step, path: str) -> bool:
+    """Whether weights that are too large account for at least half of the way to the format's end."""
+    given = [o.summary.second_moment for o in network_inputs(start, trial.spec).values()]
+    power = max((q for q in given if 0 < q < inf), default=1.0)
+    weights, excess = start.of(Role.WEIGHT), 0.0
+    for layer in mixing(trial.spec):
+        for spec in layer.weights[:1]:
+            seen = weights.get(layer.parameter_path(spec))
+            if seen and spec.fan_in and seen.summary.rms > 0:
+                excess += max(0.0, log10(spec.fan_in * seen.summary.second_moment / HE_GAIN))
+        if layer.path == path:
+            break
+    return excess > 0 and excess >= log10(LARGEST**2 / power) / 2
+
+
+def _has_unsound_source(trial: Trial, start: Step) -> bool:
+    """Whether a parameter or the batch is not finite itself."""
+    sources = [
+        *start.of(Role.WEIGHT).values(),
+        *start.of(Role.BIAS).values(),
+        *network_inputs(start, trial.spec).values(),
+    ]
+    return any(o.summary.non_finite for o in sources)

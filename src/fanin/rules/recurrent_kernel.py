@@ -21,10 +21,14 @@ passes through at every time step."""
 
 PLAIN = Interval(0.3, 1.5)
 """Sound spectral radii of a plain recurrent layer: PyTorch's default has 0.577, he_normal 1.41, orthogonal and identity
-1, and all are in use. @PLAIN@"""
+1, and all are in use. Asked to remember the third of 20
+steps, a tanh layer of 64 units (Adam, 1e-3 or 5e-3, 150 steps, two seeds, chance 1.39) reached 0.01 to 0.05 from radius
+1 and 1.41, 0.24 and 0.78 from 0.577, 0.79 and 0.93 from 0.3, 0.96 and 1.39 from 0.1, 0.7 to 0.8 from 2, and nothing
+from 3 on."""
 
-GATED = Interval(0.0, 3.0)
-"""The same for gated cells, whose gates start half open whatever the weight. @GATED@"""
+GATED = Interval(0.0, 5.0)
+"""The same for gated cells, whose gates start half open whatever the weight. In the same task a GRU and an
+LSTM reached 0.01 to 0.2 from radius 2, 3 and 4, and nothing from 8; below 1 they were slower, not stuck."""
 
 GATES = frozenset({2, 3, 4})
 """Square blocks in the recurrent weight of a gated cell: 2 in minimal ones, 3 in a GRU, 4 in an LSTM."""
@@ -69,7 +73,7 @@ class RecurrentKernel(Rule):
     What it detects
     ---------------
     A trainable recurrent weight (PyTorch's `weight_hh`, Keras' `recurrent_kernel`) whose spectral radius at step 0
-    lies outside 0.3 to 1.5 in a plain recurrent layer, or above 3 in a gated one (LSTM, GRU). A gated cell whose
+    lies outside 0.3 to 1.5 in a plain recurrent layer, or above 5 in a gated one (LSTM, GRU). A gated cell whose
     recurrent weight is zero is noted: it trains, but starts without recurrence other than its memory cell's.
 
     Why it matters

@@ -21,12 +21,12 @@ Sources = frozenset[str]
 """What a stream is the sum of, at one place: paths of layers."""
 
 GROWTH = 4.0
-"""Decades over the whole stream that are no fault by themselves: eight blocks of he_normal make 2.1 to 4.3 (doubling
-or tripling per block) and such networks train."""
+"""Decades over the whole stream that are no fault by themselves: eight blocks of he_normal that double the stream make
+2.1 and train; eight that triple it, as in `synthetic.mlp`, make 3.7 to 4.3 (3 seeds)."""
 
 EXCESS = 2.0
 """Decades more than a sound draw of the same architecture from which growth is suspect: two draws of he_normal differ
-by up to 0.7 (networks of 8 to 24 blocks of 32 units, 3 seeds each)."""
+by up to 0.9 (networks of 8 to 24 blocks of 32 units, 3 seeds each)."""
 
 FAULT_EXCESS = 6.0
 """Decades more than a sound draw from which it is a fault: single networks gain up to 5.9 decades and reach 0.61 to
@@ -141,11 +141,11 @@ class ResidualGrowth(Rule):
         yield Example("branches that end in zeros", lambda: mlp(deep, residual=True, overrides=zeros))
         yield Example("one large branch", lambda: mlp(deep, residual=True, overrides=cliff, reference=True))
         yield Example("no residual stream", lambda: mlp(deep, large))
-        yield Example("thrice he_normal", lambda: mlp(deep, large, residual=True), ("blocks.0.fc1",))
+        yield Example("thrice he_normal", lambda: mlp(deep, large, residual=True), ("blocks.0.fc2",))
         yield Example(
             "thrice he_normal, beside a reference",
             lambda: mlp(deep, large, residual=True, reference=True),
-            ("blocks.0.fc1",),
+            ("blocks.0.fc2",),
         )
 
     def _finding(
@@ -156,7 +156,7 @@ class ResidualGrowth(Rule):
         return Finding(
             self.code,
             self.name,
-            stream.entrances[0],
+            stream.ends[0],
             step,
             Interval(growth, growth),
             Interval(0.0, GROWTH if reference is None else max(GROWTH, reference + EXCESS)),
@@ -165,14 +165,17 @@ class ResidualGrowth(Rule):
             f"in {blocks} blocks, {10 ** (growth / blocks):.3g} times per block{against}.",
             Cause.RESIDUAL_GROWTH,
             scope=Scope.EVERYWHERE,
-            layers=(stream.entrances[0], *stream.ends),
+            layers=stream.ends,
             severity=severity,
         )
 
 
 def longest_stream(spec: ModelSpec) -> Stream | None:
     """The longest chain of sums, each of the one before and something new; None where there is none, or where a
-    normalization reads one of its sums."""
+    normalization reads one of its sums.
+
+    A sum follows another if it contains all that the other is the sum of, or something projected from the other.
+    """
     fed = {layer.path: frozenset(layer.inputs) for layer in spec.layers}
     readers: dict[Sources, LayerSpec] = {}
     for layer in spec.layers:
@@ -180,8 +183,10 @@ def longest_stream(spec: ModelSpec) -> Stream | None:
             readers.setdefault(fed[layer.path], layer)
     chains: dict[Sources, tuple[Sources, ...]] = {}
     for sources, layer in readers.items():
-        before = [s for s in chains if _follows(sources, s, fed)] if layer.joins == "sum" else []
-        chains[sources] = (*max((chains[s] for s in before), key=len, default=()), sources)
+        projected = {fed.get(path) for path in sources}
+        before = [s for s in chains if s < sources or s in projected] if layer.joins == "sum" else []
+        nearest = max(before, key=lambda s: (len(chains[s]), s < sources), default=None)
+        chains[sources] = (*(chains[nearest] if nearest else ()), sources)
     chain = max(chains.values(), key=len, default=())
     if len(chain) <= FEWEST_BLOCKS:
         return None
@@ -189,7 +194,7 @@ def longest_stream(spec: ModelSpec) -> Stream | None:
     if any(layer.kind is Kind.NORM and added & fed[layer.path] for layer in spec.layers):
         return None
     ends = tuple(layer.path for layer in spec.layers if layer.path in added)
-    return Stream(tuple(readers[sources].path for sources in chain), ends)
+    return Stream(tuple(readers[sources].path for sources in chain), ends) if ends else None
 
 
 def second_moments(step: Step, stream: Stream) -> list[float]:
@@ -217,8 +222,3 @@ def multiplies(moments: list[float]) -> bool:
 def _is_finite(moments: list[float]) -> bool:
     """Whether there is a number at every entrance, and none is zero."""
     return bool(moments) and all(isfinite(q) and q > 0 for q in moments)
-
-
-def _follows(sources: Sources, before: Sources, fed: dict[str, Sources]) -> bool:
-    """Whether a sum contains what another is the sum of, or a projection of it."""
-    return before < sources or any(fed.get(path) == before for path in sources)

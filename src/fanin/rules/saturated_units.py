@@ -102,7 +102,7 @@ class SaturatedUnits(Rule):
         sound = trial.reference.of(Role.ACTIVATION_INPUT) if trial.reference else {}
         judged = [a for a in trial.spec.activations if is_signal(trial.spec, a) and a.tensor in looks[0]]
         found = [one for a in judged if (one := _saturated(trial.spec, a, looks, sound))]
-        if 1 < len(found) and len(found) > len(judged) / 2:
+        if len(found) > 1 and len(found) > len(judged) / 2:
             yield self._finding(found, Scope.EVERYWHERE, steps[0].index)
         else:
             yield from (self._finding([one], Scope.LAYER, steps[0].index) for one in found)

@@ -186,11 +186,12 @@ def _filled_rms(s: TensorSummary) -> float:
 
 def _spread(units: UnitSummary) -> float:
     """Largest standard deviation over the tenth percentile, among units that vary; 1 where that is unknown."""
-    known = (units.count >= FEWEST_SAMPLES) & (units.m2 > 0)
+    known = (units.count >= FEWEST_SAMPLES) & (units.minimum < units.maximum)  # m2 may be rounding
     if known.sum() < 2:
         return 1.0
-    stds = np.sort(np.sqrt(units.m2[known] / units.count[known]))
-    return float(stds[-1] / stds[len(stds) // 10])
+    stds = np.sort(np.sqrt(units.variance[known]))
+    low = stds[len(stds) // 10]
+    return float(stds[-1] / low) if low > 0 else 1.0
 
 
 def _of_type(dtype: str, trial: Trial) -> Trial:

@@ -142,9 +142,7 @@ def regression(values: ArrayLike, dtype: str = "float32", trial: Trial | None = 
     summary = summarize(y, unit_axis=-1)
     seen = Observation(NETWORK_INPUT, Role.TARGET, "target_0", summary, y.shape, dtype)
     first = trial.steps[0]
-    return replace(
-        trial, steps=(replace(first, observations=(*first.observations, seen)), *trial.steps[1:])
-    )
+    return replace(trial, steps=(replace(first, observations=(*first.observations, seen)), *trial.steps[1:]))
 
 
 def _shrunk(size: float) -> Trial:

@@ -13,9 +13,11 @@ from fanin.adapters.base import Adapter, Watching, WatchPlan
 from fanin.adapters.torch.awaiting import Awaited
 from fanin.adapters.torch.describe import model_spec
 from fanin.adapters.torch.examining import examine
+from fanin.adapters.torch.racing import race
 from fanin.adapters.torch.sources import recording
 from fanin.adapters.torch.statistics import summarize
 from fanin.adapters.torch.watching import TorchWatching
+from fanin.race import Race, RaceOptions
 from fanin.rule import Need
 from fanin.summary import TensorSummary
 from fanin.trial import ModelSpec, Trial
@@ -49,6 +51,29 @@ class TorchAdapter(Adapter):
     ) -> Trial:
         """See Adapter."""
         return examine(model, batch, loss_fn, needs, optimizer)
+
+    def race(
+        self,
+        model: nn.Module,
+        batch: Any,
+        loss_fn: Any,
+        spec: ModelSpec,
+        options: RaceOptions,
+        optimizer: Any = None,
+    ) -> Race:
+        """See Adapter."""
+        return race(
+            model,
+            batch,
+            loss_fn,
+            spec,
+            learning_rates=options.learning_rates,
+            optimizer=optimizer,
+            steps=options.steps,
+            most=options.most,
+            seed=options.seed,
+            on_progress=options.on_progress,
+        )
 
     def await_training(self, start: Callable[[Any], Any]) -> None:
         """See Adapter."""

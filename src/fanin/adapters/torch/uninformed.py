@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, nan
 from typing import Any
 
@@ -25,9 +25,7 @@ LARGEST = 4_000_000
 for each. Of cross entropy the entropy of the labels is known without."""
 
 
-def uninformed_loss(
-    output: Any, target: Any, loss_fn: LossFunction | None, unit_axis: int | None
-) -> float:
+def uninformed_loss(output: Any, target: Any, loss_fn: LossFunction | None, unit_axis: int | None) -> float:
     """Loss of the best constant output.
 
     The output is a constant for each unit, the same for every sample and position: for cross entropy the entropy of
@@ -59,7 +57,7 @@ def uninformed_loss_of(
 
 def _of(examples: Sequence[tuple[Any, Any]], loss_fn: LossFunction | None, unit_axis: int | None) -> float:
     if loss_fn is None:
-        return _entropy([_labels(getattr(output, "logits", None), target) for output, target in examples])
+        return _entropy([_labels(_logits(output), target) for output, target in examples])
     if not examples or not all(isinstance(output, Tensor) for output, _ in examples):
         return nan
     if sum(output.numel() for output, _ in examples) > LARGEST:
@@ -70,6 +68,10 @@ def _of(examples: Sequence[tuple[Any, Any]], loss_fn: LossFunction | None, unit_
 
 def _is_plain_cross_entropy(loss_fn: object) -> bool:
     return isinstance(loss_fn, nn.CrossEntropyLoss) and loss_fn.weight is None and not loss_fn.label_smoothing
+
+
+def _logits(output: Any) -> Any:
+    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
 
 
 def _labels(logits: Any, target: Any) -> Tensor | None:
@@ -107,10 +109,10 @@ def _minimum(examples: Sequence[tuple[Tensor, Any]], loss_fn: LossFunction, unit
         parts = [loss_fn(constant.expand(shape), target) for shape, target in pairs]
         mean: Tensor = torch.stack([part.reshape(()) for part in parts]).mean()
         constant.grad = torch.autograd.grad(mean, constant)[0]
-        seen.append(float(mean))
+        seen.append(float(mean.detach()))
         return mean
 
-    descent.step(loss)  # type: ignore[no-untyped-call]
+    descent.step(loss)
     return min((value for value in seen if isfinite(value)), default=nan)
 
 
