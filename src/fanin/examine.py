@@ -88,7 +88,7 @@ def check(
     asked = tuple(judgement.load_rules() if rules is None else rules)
     model, adapter = _built(model)
     seen = adapter.examine(model, batch, loss_fn, judgement.needs(asked), optimizer)
-    trial = replace(seen, about=about(seen.spec.framework))
+    trial = replace(seen, about={**about(seen.spec.framework), **seen.about})
     if race:
         options = race if isinstance(race, RaceOptions) else RaceOptions()
         trial = replace(trial, race=adapter.race(model, batch, loss_fn, trial.spec, options, optimizer))

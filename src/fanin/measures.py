@@ -54,6 +54,17 @@ def mixing(spec: ModelSpec) -> tuple[LayerSpec, ...]:
     )
 
 
+def is_chain(spec: ModelSpec) -> bool:
+    """Whether the network is a plain stack: nothing normalizes its signal, and no sum leads around a layer."""
+    ran = [layer for layer in spec.layers if layer.calls]
+    return not any(layer.kind in (Kind.NORM, Kind.ATTENTION) or layer.joins == "sum" for layer in ran)
+
+
+def has_attention(step: Step) -> bool:
+    """Whether attention was seen at this step."""
+    return any(seen.role is Role.ATTENTION_ENTROPY for seen in step.observations)
+
+
 def unit_power(seen: Observation) -> float:
     """Second moment summed over units, per sample and position: what a layer passes on whatever its width."""
     return seen.summary.second_moment * (len(seen.summary.units.mean) if seen.summary.units else 1)

@@ -294,6 +294,13 @@ class Trial:
         """The same batch through the same architecture with soundly drawn weights; None when it was not tried."""
         return next((step for step in self.steps if step.mode is Mode.REFERENCE), None)
 
+    @property
+    def adapts(self) -> bool:
+        """Whether the optimizer, where it is known, scales each weight's step by its own gradients (Adam and its kin),
+        so that small gradients count as much as large ones; True where it is not known."""
+        name = self.about.get("optimizer", "Adam").split(" ")[0].lower()
+        return not name.endswith(("sgd", "lbfgs"))
+
     def looks(self, role: Role) -> tuple[Step, ...]:
         """Training steps 0 and RECHECK, as far as this role was observed there: a symptom that is gone at the later
         one was none."""

@@ -59,7 +59,9 @@ class NonFiniteSignal(Rule):
 
     code = "FAN103"
     name = "non-finite-signal"
-    needs = frozenset({Need(Role.OUTPUT), Need(Role.INPUT), Need(Role.WEIGHT), Need(Role.BIAS)})
+    needs = frozenset(
+        {Need(Role.OUTPUT), Need(Role.INPUT), Need(Role.WEIGHT), Need(Role.BIAS), Need(Role.WEIGHT_GRAD)}
+    )
 
     def check(self, trial: Trial) -> Iterator[Finding | Missing]:
         """One finding at most: the origin."""
@@ -78,6 +80,8 @@ class NonFiniteSignal(Rule):
             yield self._overflow(start, broken)
         elif start.losses and not isfinite(start.loss):
             yield self._undefined_loss(start)
+        elif overflown := _broken_gradients(trial, start):
+            yield self._undefined_gradient(overflown)
 
     @classmethod
     def examples(cls) -> Iterator[Example]:
@@ -118,6 +122,16 @@ class NonFiniteSignal(Rule):
         text = f"The loss is {start.loss}, though every output that was seen is finite."
         return self._finding(1, "non-finite losses", text)
 
+    def _undefined_gradient(self, broken: list[Observation]) -> Finding:
+        last = broken[-1]
+        text = (
+            f"{last.tensor} holds {last.summary.nan} NaN and {last.summary.inf} infinite values, though the loss and "
+            f"every output that was seen are finite; so {'does' if len(broken) < 3 else 'do'} {len(broken) - 1} more."
+        )
+        found = self._finding(last.summary.non_finite, "non-finite gradients", text)
+        layers = tuple(dict.fromkeys(o.layer for o in broken))
+        return replace(found, layer=last.layer, layers=layers, tensor=last.tensor)
+
     def _finding(self, number: int, quantity: str, text: str) -> Finding:
         return Finding(
             self.code,
@@ -136,6 +150,14 @@ class NonFiniteSignal(Rule):
 def _in_forward_order(trial: Trial, start: Step) -> list[Observation]:
     place = {layer.path: i for i, layer in enumerate(trial.spec.layers)}
     return sorted(start.of(Role.OUTPUT).values(), key=lambda o: place.get(o.layer, len(place)))
+
+
+def _broken_gradients(trial: Trial, start: Step) -> list[Observation]:
+    """Gradients of weights that are not finite, in forward order: the last one is where the backward pass broke.
+    float16 does not count, for its loss scaling finds its range by overflowing."""
+    place = {layer.path: i for i, layer in enumerate(trial.spec.layers)}
+    seen = (o for o in start.of(Role.WEIGHT_GRAD).values() if o.summary.non_finite and o.dtype != "float16")
+    return sorted(seen, key=lambda o: place.get(o.layer, len(place)))
 
 
 def _has_unsound_source(trial: Trial, start: Step) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf, nan
 
 from fanin.cause import Cause
-from fanin.finding import Finding, Missing, Scope
+from fanin.finding import Finding, Missing, Scope, Severity
 from fanin.rule import Example, Need, Rule
 from fanin.summary import Interval, TensorSummary
 from fanin.synthetic import Batch, clusters, constant, mlp, normal
@@ -159,6 +159,7 @@ class UnsoundValues(Rule):
             "largest |weight|" if too_large else "rms of weights",
             f"{first.seen.tensor} reaches {summary.largest:.3g}, rms {summary.rms:.3g}{_and_others(absurd)}.",
             Cause.ABSURD_SCALE,
+            severity=Severity.SUSPECT,
         )
         return _about(found, absurd)
 

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fanin.cause import Cause
-from fanin.finding import Finding, Missing, Scope
+from fanin.finding import Finding, Missing, Scope, Severity
+from fanin.measures import head, mixing
 from fanin.rule import Example, Need, Rule
 from fanin.summary import Interval
 from fanin.synthetic import mlp
 from fanin.trial import Kind, LayerSpec, Observation, ParameterSpec, Role, Step, Trial
+
+MOST = 0.5
+"""Share of the mixing layers that get no gradient from which on the network is taken to be dead. Two zero layers in one
+branch of three or more leave a residual network at 0.99 of a sound one, in a plain stack at 0 (InitBench, tune)."""
 
 WATCH = "watch the model from its first training step on, forward and backward"
 
@@ -93,7 +98,14 @@ class ZeroPath(Rule):
 
     code = "FAN402"
     name = "zero-path"
-    needs = frozenset({Need(Role.WEIGHT), Need(Role.WEIGHT_GRAD, every_step=True)})
+    needs = frozenset(
+        {
+            Need(Role.WEIGHT),
+            Need(Role.WEIGHT_GRAD, every_step=True),
+            Need(Role.INPUT, units=True),
+            Need(Role.OUTPUT_GRAD),
+        }
+    )
 
     def check(self, trial: Trial) -> Iterator[Finding | Missing]:
         """One finding at most, about every weight that stays zero."""
@@ -110,10 +122,9 @@ class ZeroPath(Rule):
                 )
             return
         zeros = _zeros(trial, start)
-        movers = [z.place for z in zeros if z.moves]
-        stuck = [z for z in zeros if z.mixes and not z.moves and not _may_wait(z, movers, start)]
+        stuck = _stuck(trial, start, zeros)
         if stuck:
-            yield self._finding(stuck, start)
+            yield self._finding(stuck, start, _severity(trial, start, stuck))
 
     @classmethod
     def examples(cls) -> Iterator[Example]:
@@ -143,7 +154,7 @@ class ZeroPath(Rule):
             layers=("blocks.0.fc1",),
         )
 
-    def _finding(self, stuck: list[Zeros], start: Step) -> Finding:
+    def _finding(self, stuck: list[Zeros], start: Step, severity: Severity) -> Finding:
         first = stuck[0]
         layers = tuple(dict.fromkeys(z.layer.path for z in stuck))
         rest_trains = any(not o.summary.is_zero for o in start.of(Role.WEIGHT_GRAD).values())
@@ -166,7 +177,68 @@ class ZeroPath(Rule):
             layers=layers,
             tensor=first.seen.tensor,
             source=first.spec.source,
+            severity=severity,
         )
+
+
+def _stuck(trial: Trial, start: Step, zeros: list[Zeros]) -> list[Zeros]:
+    """The weights of zeros that neither move nor wait for another that does. Where no layer gets a gradient, gains of
+    zero count too: the whole network waits for them."""
+    if _all_zero(trial, zeros):
+        return [z for z in zeros if z.mixes]  # what moves then moves as one
+    movers = [z.place for z in zeros if z.moves]
+    dead = _share_without_gradient(trial, start) >= MOST and not movers
+    judged = [z for z in zeros if (z.mixes or dead) and not z.moves]
+    pairs = _pairs(trial, start, judged)
+    return [z for z in judged if z.layer.path in pairs or not _may_wait(z, movers, start)]
+
+
+def _all_zero(trial: Trial, zeros: list[Zeros]) -> bool:
+    """Whether the network has nothing but zeros, more than one layer of them."""
+    layers, paths = mixing(trial.spec), {z.layer.path for z in zeros}
+    return len(layers) > 1 and all(layer.path in paths for layer in layers)
+
+
+def _pairs(trial: Trial, start: Step, zeros: list[Zeros]) -> frozenset[str]:
+    """Layers of zeros that are given nothing but what other layers of zeros put out, and those: each waits for the
+    other, whatever moves elsewhere."""
+    paths = {z.layer.path for z in zeros}
+    found: set[str] = set()
+    for z in zeros:
+        fed = set(z.layer.inputs)
+        if fed and fed <= paths and _passes(start, Role.INPUT, z.layer.path) is False:
+            only = {p for p in fed if _readers(trial, p) <= paths}
+            found |= {z.layer.path, *only}
+    return frozenset(found)
+
+
+def _readers(trial: Trial, path: str) -> set[str]:
+    return {layer.path for layer in trial.spec.layers if path in layer.inputs}
+
+
+def _severity(trial: Trial, start: Step, stuck: list[Zeros]) -> Severity:
+    """A fault where most of the network learns nothing for it, or nothing of the input passes; where the signal has
+    another way, the rest of the network trains as well without it."""
+    layers = mixing(trial.spec)
+    paths = {z.layer.path for z in stuck}
+    most = sum(layer.path in paths for layer in layers) >= MOST * len(layers)
+    last = head(trial.spec)
+    given = start.first(Role.INPUT).get(last.path) if last else None
+    blocked = given is not None and given.summary.units is not None and not given.summary.unit_variance > 0
+    without = _share_without_gradient(trial, start) >= MOST
+    return Severity.FAULT if most or blocked or without else Severity.SUSPECT
+
+
+def _share_without_gradient(trial: Trial, start: Step) -> float:
+    """Of the mixing layers whose weights' gradients were seen, those that get none."""
+    grads = start.of(Role.WEIGHT_GRAD)
+    seen = [
+        grads[name].summary.is_zero
+        for layer in mixing(trial.spec)
+        for w in layer.weights
+        if (name := f"gradient/{layer.parameter_path(w)}") in grads
+    ]
+    return sum(seen) / len(seen) if seen else 0.0
 
 
 def _zeros(trial: Trial, start: Step) -> list[Zeros]:

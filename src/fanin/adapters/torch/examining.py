@@ -48,7 +48,7 @@ def examine(
         if can_be_changed(plain) and any(need.reference for need in needs):
             found = reference_step(plain, spec, needs, looking.once)
             steps = (*steps, found) if found is not None else steps
-    return Trial(spec, steps)
+    return Trial(spec, steps, about={"optimizer": looking.stepping} if looking.stepping else {})
 
 
 Parts = tuple[tuple[Any, ...], dict[str, Any], Any]
@@ -61,13 +61,13 @@ class Looking:
     Attributes:
         model: In train mode, its state kept by the caller.
         batches: What it is given, one after the other and then from the start.
+        stepping: Class of the optimizer that took steps; empty when none did.
     """
 
-    def __init__(
-        self, model: nn.Module, loss_fn: Any, needs: frozenset[Need], given: Sequence[Any]
-    ) -> None:
+    def __init__(self, model: nn.Module, loss_fn: Any, needs: frozenset[Need], given: Sequence[Any]) -> None:
         self.model = model
         self.batches = given
+        self.stepping = ""
         self._loss_fn = loss_fn
         self._needs = needs
         self._parts: Parts | None = None
@@ -79,9 +79,10 @@ class Looking:
 
     def train(self, optimizer: Any) -> tuple[tuple[Step, ...], ModelSpec]:
         """Steps 0 to RECHECK as the user's optimizer would take them."""
+        stepping = optimizer_for(self.model, optimizer)
+        self.stepping = type(stepping).__name__
         if not can_be_changed(self.model):
             return self.start()
-        stepping = optimizer_for(self.model, optimizer)
         kept = self._weights()
 
         def take(watching: TorchWatching) -> None:

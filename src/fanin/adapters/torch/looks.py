@@ -1,4 +1,4 @@
-"""Looks beyond the first: after a few of the user's own steps, at a sound re-draw, and at what the loss is compared with.
+"""Looks beyond the first: after a few of the user's own steps, at a sound re-draw, at what the loss is compared with.
 
 All of them change parameters; they run where `restore.untouched` holds copies and puts everything back.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ def _copied(model: nn.Module, given: Optimizer) -> Optimizer:
             expected="an optimizer made from model.parameters()",
             next_step="make the optimizer after the model, or pass a function of parameters",
         )
-    return type(given)(groups)
+    return cast("Callable[..., Optimizer]", type(given))(groups)
 
 
 def updates(weights: dict[str, tuple[str, Tensor, Tensor]]) -> Iterator[Observation]:
@@ -110,7 +110,9 @@ def beside(output: Any, target: Any, loss_fn: Any, unit_axis: int | None) -> Ite
     if isinstance(target, Tensor) and target.numel() and target.is_floating_point():
         axis = unit_axis if unit_axis is not None and target.ndim > 1 else None
         seen = summarize(target, unit_axis=axis)
-        yield Observation(NETWORK_INPUT, Role.TARGET, "target", seen, tuple(target.shape), str(target.dtype)[6:])
+        yield Observation(
+            NETWORK_INPUT, Role.TARGET, "target", seen, tuple(target.shape), str(target.dtype)[6:]
+        )
     value = uninformed_loss(output, target, loss_fn, unit_axis)
     if value == value:
         seen = summarize(torch.tensor([value], dtype=torch.float64))

@@ -1,0 +1,130 @@
+"""FAN201: the gradient vanishes on the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf
+from statistics import median
+from typing import ClassVar
+
+import numpy as np
+
+from fanin import synthetic
+from fanin.cause import Cause
+from fanin.finding import Finding, Missing, Scope
+from fanin.measures import backward_gain, head, mixing
+from fanin.rule import Example, Need, Rule
+from fanin.summary import Floats, Interval
+from fanin.trial import LayerSpec, Role, Step, Trial
+
+LOST = 13.0
+"""Decades of power that the gradient may lose from the last layer to the first. Starts of five layers and more that
+lose 13.7 and more stay at 0.0 with one exception (0.81), those that lose 9 to 12 reach 0.17 to 1.00, up to 7 all learn
+(InitBench, tune split)."""
+
+THROUGHOUT = 6.0
+"""Decades that the median layer must lose too: behind a single layer that passes nothing, the rest of the network
+learns, and it soon passes something (0.94 with one saturated layer of 20; InitBench, tune split)."""
+
+FEWEST = 5
+"""Layers with weights from which on the loss is fatal; as in FAN101."""
+
+
+class VanishingGradient(Rule):
+    """The gradient vanishes on the way back from the last layer to the first.
+
+    What it detects
+    ---------------
+    A network whose first layers receive practically no gradient although its signal passes forward: activations on
+    their flat parts throughout, or many layers that each pass on a fraction.
+
+    Why it matters
+    --------------
+    Layers without a gradient do not learn. Adam divides by the gradient's size, but adds 1e-8 to it first: what is
+    smaller does not move, and what is a little larger follows the noise of single batches.
+
+    How it is measured
+    ------------------
+    D_b = log10 of the power of the gradient at the first layer's output, summed over units and positions, relative to
+    that at the last layer's; -inf when nothing at all arrives. Width, batch size, reduction and the loss's scale
+    cancel. A fault below -13 decades in a network of five layers
+    or more without sums, when the median layer loses 6 too, at every look.
+
+    When it is wrong
+    ----------------
+    A zero head or a zero branch lets no gradient through at step 0 and cures itself with the first update: networks
+    with weights of zeros are left to FAN402.
+
+    Fix
+    ---
+    Scale the weights so that pre-activations have a standard deviation of about 1; centre biases before sigmoid and
+    softplus; use an activation that is steeper, or skips.
+
+    References
+    ----------
+    - Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks.
+    - Bengio, Simard and Frasconi 1994, Learning long-term dependencies with gradient descent is difficult.
+    """
+
+    code: ClassVar[str] = "FAN201"
+    name: ClassVar[str] = "vanishing-gradient"
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {Need(Role.OUTPUT_GRAD, units=True, recheck=True), Need(Role.WEIGHT)}
+    )
+
+    def check(self, trial: Trial) -> Iterator[Finding | Missing]:
+        """One finding at most, at the first layer."""
+        last, layers, looks = head(trial.spec), mixing(trial.spec), trial.looks(Role.OUTPUT_GRAD)
+        if last is None or not looks or len(layers) < FEWEST or _has_zeros(looks[0]):
+            return
+        if any(layer.joins == "sum" for layer in trial.spec.layers if layer.calls):
+            return  # past each branch the stream brings the gradient back
+        first = [backward_gain(look, layers[0].path, last.path) for look in looks]
+        if all(gain < -LOST for gain in first) and all(
+            _median(look, layers, last) < -THROUGHOUT for look in looks
+        ):
+            yield self._finding(layers[0], last, first[0], len(layers))
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        """Sound networks, zeros that heal, and tanh that is saturated throughout."""
+        deep = (48,) * 13 + (10,)
+        positive = synthetic.constant(0.0)
+
+        def uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+            return rng.uniform(0.0, 1.0, shape)
+
+        yield Example("he_normal", lambda: synthetic.mlp(deep))
+        yield Example("a head of zeros", lambda: synthetic.mlp(deep, overrides={"head.weight": positive}))
+        yield Example("tanh, lecun_normal", lambda: synthetic.mlp(deep, "lecun_normal", "tanh"))
+        yield Example(
+            "std 1e-4 throughout", lambda: synthetic.mlp(deep, synthetic.normal(1e-4)), ("blocks.0.fc",)
+        )
+        yield Example(
+            "uniform on [0, 1), tanh", lambda: synthetic.mlp(deep, uniform, "tanh"), ("blocks.0.fc",)
+        )
+
+    def _finding(self, first: LayerSpec, last: LayerSpec, gain: float, layers: int) -> Finding:
+        return Finding(
+            self.code,
+            self.name,
+            first.path,
+            0,
+            Interval(gain, gain),
+            Interval(-LOST, inf),
+            "decades of power that the gradient gains on the way back",
+            f"The gradient at {first.path} has 10^{gain:.1f} of the power that it has at {last.path}, "
+            f"{layers} layers on.",
+            Cause.VANISHING_GRADIENT,
+            scope=Scope.EVERYWHERE,
+            layers=(first.path,),
+        )
+
+
+def _median(look: Step, layers: tuple[LayerSpec, ...], last: LayerSpec) -> float:
+    gains = [backward_gain(look, layer.path, last.path) for layer in layers if layer.path != last.path]
+    return median(gain for gain in gains if gain == gain) if gains else 0.0
+
+
+def _has_zeros(step: Step) -> bool:
+    return any(seen.summary.is_zero for seen in step.of(Role.WEIGHT).values())
