@@ -239,6 +239,13 @@ class Cause(Enum):
         "change the learning rate so that a step moves weights by about a thousandth; they are not at fault",
         False,
     )
+    SLOW_START = (
+        "slow_start",
+        "a start from which training lags far behind a sound one",
+        "what the other findings and notes say of single layers",
+        "draw the weights anew by a sound scheme for each layer's activation",
+        True,
+    )
     NON_FINITE_SIGNAL = (
         "non_finite_signal",
         "a signal that overflows or is undefined though the parameters are finite",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from fanin.cause import Cause
+from fanin.confidence import THIN, confidence
 from fanin.finding import Diagnosis, Finding, Missing, Origin, Scope, Severity, Verdict
 from fanin.judgement import Result
 from fanin.propagation import stretch
-from fanin.trial import ModelSpec, Trial
-from fanin.trust import doubts
+from fanin.race import Outcome
+from fanin.trial import RECHECK, ModelSpec, Trial
+from fanin.trust import THIN_EVIDENCE, doubts
 
 DOCUMENTED = "FAN001"
 """The documented rule. Its answer is printed beside ours and decides only when it is asked alone."""
@@ -21,7 +24,7 @@ def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
     ours = [r for r in results if r is not documented]
     if not ours and documented is not None:
         return _documented_alone(documented)
-    findings = [f for r in ours for f in r.findings]
+    findings = [_settled(trial, f) for r in ours for f in r.findings]
     missing = tuple(_missing(trial, ours))
     found = _origins(trial.spec, [f for f in findings if f.severity is not Severity.NOTE])
     origins = tuple(o for o in found if _is_fault(o))
@@ -30,6 +33,12 @@ def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
     noted = [*unusual, *(f for f in findings if f.severity is Severity.NOTE)]
     notes = [replace(f, severity=Severity.NOTE) for f in noted if f.layer not in explained]
     verdict = _verdict(origins, missing)
+    raced = _race_settles(trial)
+    faults = [f for o in origins for f in (o.finding, *o.symptoms)]
+    sure = confidence(verdict, faults, notes, raced)
+    if verdict is Verdict.HEALTHY and sure < THIN:
+        verdict, missing = Verdict.UNDECIDED, (*missing, _thin(notes))
+        sure = 0.0
     said = _verdict_of(documented) if documented else None
     return Diagnosis(
         verdict=verdict,
@@ -42,7 +51,56 @@ def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
         documented_findings=documented.findings if documented else (),
         documented_missing=documented.missing if documented else (),
         disagreement=_disagreement(verdict, said, documented),
+        confidence=sure,
+        decided_by=_stage(trial, verdict, origins, raced),
+        not_looked_at=tuple(_not_looked_at(trial)),
     )
+
+
+# -- the stages
+
+
+def _race_settles(trial: Trial) -> bool:
+    return trial.race is not None and trial.race.outcome is not Outcome.UNDECIDED
+
+
+def _settled(trial: Trial, finding: Finding) -> Finding:
+    """A fault that the network trains in spite of is a note: the race has shown it. What is not finite, or is no
+    question of the weights, stays what it is."""
+    won = trial.race is not None and trial.race.outcome is Outcome.HEALTHY
+    certain = finding.cause in (Cause.NON_FINITE_PARAMETER, Cause.NON_FINITE_SIGNAL, Cause.NON_FINITE_INPUT)
+    if won and not certain and finding.severity is not Severity.NOTE:
+        return replace(finding, severity=Severity.NOTE)
+    return finding
+
+
+def _thin(notes: Sequence[Finding]) -> Missing:
+    codes = ", ".join(dict.fromkeys(note.code for note in notes)) or "the evidence"
+    return Missing(
+        THIN_EVIDENCE.code,
+        f"{codes} may or may not matter to this network: about as many starts like it fail as train",
+        "let it race: fanin check --race, or check(..., race=True)",
+    )
+
+
+def _stage(trial: Trial, verdict: Verdict, origins: Sequence[Origin], raced: bool) -> str:
+    if verdict is Verdict.UNDECIDED:
+        return ""
+    if raced:
+        return "race"
+    faults = [f.code for o in origins for f in (o.finding, *o.symptoms) if f.severity is Severity.FAULT]
+    if faults and all(code.startswith("FAN4") for code in faults):
+        return "parameters"
+    return "five steps" if any(step.index == RECHECK for step in trial.train_steps) else "one batch"
+
+
+def _not_looked_at(trial: Trial) -> Iterable[str]:
+    if trial.reference is None:
+        yield "a sound re-draw of the network (fanin check takes one)"
+    if not any(step.index == RECHECK for step in trial.train_steps):
+        yield "five steps of training (give check the optimizer, or watch the run)"
+    if trial.race is None:
+        yield "a race against the re-draw (--race)"
 
 
 def _missing(trial: Trial, results: Iterable[Result]) -> Iterable[Missing]:

@@ -127,6 +127,10 @@ class Diagnosis:
         documented_findings: Its findings, one for each of its checks that fires.
         documented_missing: What kept its checks from deciding.
         disagreement: Why the documented rule's verdict differs, where it does.
+        confidence: How often a verdict with this evidence was right on networks labelled by training, 0 to 1; 0 for
+            undecided.
+        decided_by: The stage that settled it: `parameters`, `one batch`, `five steps` or `race`.
+        not_looked_at: Stages that were left out, and how to have them.
     """
 
     verdict: Verdict
@@ -139,6 +143,9 @@ class Diagnosis:
     documented_findings: tuple[Finding, ...] = ()
     documented_missing: tuple[Missing, ...] = ()
     disagreement: str = ""
+    confidence: float = 0.0
+    decided_by: str = ""
+    not_looked_at: tuple[str, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:

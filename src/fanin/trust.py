@@ -98,7 +98,40 @@ UNSEEN_WEIGHTS = Doubt(
     """,
 )
 
-DOUBTS = (NOTHING_SEEN, UNSEEN_WEIGHTS)
+THIN_EVIDENCE = Doubt(
+    "FAN903",
+    "thin-evidence",
+    """What is unusual about this start spoils training about as often as not.
+
+    What it detects
+    ---------------
+    A start without a fault whose notes come, on networks labelled by training, with failures nearly as often as with
+    success: sharp attention in all layers, or a signal that is nearly lost in few layers.
+
+    Why it matters
+    --------------
+    Either verdict would be a guess.
+
+    How it is measured
+    ------------------
+    By the share of healthy networks among those with the same notes on InitBench's tune split (`fanin.confidence`);
+    below 0.7 the verdict is undecided.
+
+    When it is wrong
+    ----------------
+    The shares are those of small networks; larger ones may be more robust, or less.
+
+    Fix
+    ---
+    Let it race: `fanin check --race` trains copies of the network and of its sound re-draw for some steps.
+
+    References
+    ----------
+    None: it is about this tool.
+    """,
+)
+
+DOUBTS = (NOTHING_SEEN, UNSEEN_WEIGHTS, THIN_EVIDENCE)
 """By code."""
 
 

@@ -13,6 +13,7 @@ from math import isfinite, isnan
 from typing import Any
 
 from fanin.finding import Diagnosis, Finding, Missing, Verdict
+from fanin.race import Race
 from fanin.reports.base import Reading, fired, layer_readings, shown_step
 from fanin.summary import Interval
 from fanin.trial import LayerSpec, ParameterSpec, SourceLine, Trial
@@ -38,6 +39,9 @@ def _report(trial: Trial, diagnosis: Diagnosis) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "fanin", "version": _version()},
         "verdict": diagnosis.verdict.value,
+        "confidence": diagnosis.confidence,
+        "decided_by": diagnosis.decided_by or None,
+        "not_looked_at": list(diagnosis.not_looked_at),
         "why": diagnosis.why,
         "next": diagnosis.next_step,
         "findings": list(_findings(diagnosis)),
@@ -51,7 +55,23 @@ def _report(trial: Trial, diagnosis: Diagnosis) -> dict[str, Any]:
             for step in trial.steps
             for worker, loss in sorted(step.losses.items())
         ],
+        "race": _race(trial.race),
         "environment": dict(trial.about),
+    }
+
+
+def _race(race: Race | None) -> dict[str, Any] | None:
+    """How the race ended; its curves are in the trial."""
+    if race is None:
+        return None
+    return {
+        "outcome": race.outcome.value,
+        "steps": race.steps,
+        "optimizer": race.optimizer,
+        "learning_rates": [heat.learning_rate for heat in race.heats],
+        "progress": race.given,
+        "reference_progress": race.reference,
+        "uninformed_loss": race.uninformed,
     }
 
 

@@ -37,6 +37,7 @@ def render(trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool =
 def _lines(trial: Trial, diagnosis: Diagnosis, width: int) -> Iterator[Text]:
     yield from _head(trial, diagnosis, width)
     yield from _prose(diagnosis, width)
+    yield from paragraph("Sure", _certainty(diagnosis), width)
     yield from _rows(trial, diagnosis, width)
     yield from paragraph("loss", _loss(trial), width)
     yield from _also(diagnosis, width)
@@ -108,6 +109,16 @@ def _prose(diagnosis: Diagnosis, width: int) -> Iterator[Text]:
     yield from paragraph("Next", _sentence(diagnosis.next_step or (cause.remedy if cause else "")), width)
     if cause:
         yield from paragraph("Maybe", _sentence(cause.hypotheses), width)
+
+
+def _certainty(diagnosis: Diagnosis) -> str:
+    """How sure the verdict is, what settled it, and which stages were left out."""
+    said = []
+    if diagnosis.confidence and diagnosis.decided_by:
+        said.append(f"{diagnosis.confidence:.0%}, settled by {diagnosis.decided_by}")
+    if diagnosis.not_looked_at and diagnosis.decided_by not in ("parameters", "race"):
+        said.append("not looked at: " + "; ".join(diagnosis.not_looked_at))
+    return ". ".join(_sentence(text) for text in said)
 
 
 def _sentence(text: str) -> str:

@@ -13,7 +13,7 @@ from fanin.measures import backward_gain, decades, depends_on_input, head, mixin
 from fanin.rule import Example, Need, Rule
 from fanin.scheme import LECUN_NORMAL
 from fanin.summary import Interval
-from fanin.trial import LayerSpec, ModelSpec, Role, Step, Trial
+from fanin.trial import LayerSpec, Role, Step, Trial
 
 LOST = 12.0
 """Decades that the input-dependent variance at the last layer may lie below that of the reference, or of the input.
@@ -22,11 +22,6 @@ but for networks of up to four layers (InitBench, tune split)."""
 
 FEWEST = 5
 """Layers with weights from which on a loss is fatal; as in FAN101."""
-
-ALIKE = 6.0
-"""Decades below one of the share of the last layer's input that depends on the input, in networks whose normalizations
-set the scale: 11.3 below in a transformer of equal rows that reached 0.19, none below 2.8 among those that learned
-(InitBench, tune split)."""
 
 
 class LostSignal(Rule):
@@ -46,9 +41,7 @@ class LostSignal(Rule):
     ------------------
     v = variance over the *batch* of what enters the last layer, for each unit and then averaged, so that a constant
     counts as nothing, relative to the same in the reference re-draw (without one, to the input's). A fault below
-    -12 decades in a network of five layers or more when the gradient at the first layer has fallen as far. Where
-    a normalization sets the scale, the share v / E[h^2] counts instead, below -6 decades; a normalization that
-    puts out nothing at all counts too.
+    -12 decades in a network of five layers or more when the gradient at the first layer has fallen by 8.
 
     When it is wrong
     ----------------
@@ -126,11 +119,7 @@ class LostSignal(Rule):
 
 def _lost(look: Step, trial: Trial, last: LayerSpec, layers: tuple[LayerSpec, ...]) -> bool:
     fallen, back = _fallen(look, trial, last), backward_gain(look, layers[0].path, last.path)
-    if fallen < -LOST and back < -LOST * 2 / 3:
-        return True
-    seen = look.first(Role.INPUT).get(last.path)
-    share = decades(depends_on_input(seen.summary)) if seen and seen.summary.units else 0.0
-    return _normalized(trial.spec, last) and share < -ALIKE
+    return fallen < -LOST and back < -LOST * 2 / 3
 
 
 def _fallen(look: Step, trial: Trial, last: LayerSpec) -> float:
@@ -142,11 +131,6 @@ def _fallen(look: Step, trial: Trial, last: LayerSpec) -> float:
     if here is None or here.summary.units is None or not scale > 0:
         return 0.0
     return decades(here.summary.unit_variance / scale)
-
-
-def _normalized(spec: ModelSpec, last: LayerSpec) -> bool:
-    """Whether normalizations stand between the layers, so that only shares tell."""
-    return any(layer.kind == "norm" and layer.calls for layer in spec.layers) and bool(last)
 
 
 def _any_zeros(step: Step, layers: tuple[LayerSpec, ...]) -> bool:
