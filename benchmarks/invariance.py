@@ -34,13 +34,13 @@ from fanin.finding import Verdict
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.initbench import architectures_conv as conv  # noqa: E402
-from benchmarks.initbench import architectures_dense as dense  # noqa: E402
-from benchmarks.initbench import architectures_sequence as sequence  # noqa: E402
-from benchmarks.initbench import tasks  # noqa: E402
-from benchmarks.initbench.architectures import ARCHITECTURES, Architecture  # noqa: E402
-from benchmarks.initbench.initializations import INITIALIZATIONS, Initialization  # noqa: E402
-from benchmarks.initbench.labels import initialized, seed_of  # noqa: E402
+from benchmarks.initbench import architectures_conv as conv
+from benchmarks.initbench import architectures_dense as dense
+from benchmarks.initbench import architectures_sequence as sequence
+from benchmarks.initbench import tasks
+from benchmarks.initbench.architectures import ARCHITECTURES, Architecture
+from benchmarks.initbench.initializations import INITIALIZATIONS, Initialization
+from benchmarks.initbench.labels import initialized, seed_of
 
 BATCH = 64
 WIDER = 4
