@@ -34,12 +34,12 @@ def main() -> int:
 
 def _judged_and_trained(examples: ModuleType, name: str, console: Console) -> tuple[Report, float]:
     with recording_sources():
-        model, batch, loss_fn = getattr(examples, name)()
-    report = check(model, batch, loss_fn)
+        model, batch, loss_fn, optimizer = getattr(examples, name)()
+    report = check(model, batch, loss_fn, optimizer=optimizer)
     width = min(max(console.width, 80), 120)
     click.echo(report.render(width=width, color=console.is_terminal and not console.no_color))
     with console.status(f"training {name} for {examples.EPOCHS} epochs"):
-        accuracy = float(examples.train(model, loss_fn))
+        accuracy = float(examples.train(model, loss_fn, optimizer))
     console.print(f"Trained for {examples.EPOCHS} epochs, it gets {accuracy:.1%} of the test digits right.\n")
     return report, accuracy
 

@@ -30,9 +30,10 @@ FACTORS = (1 / 3, 1.0, 3.0)
 STEPS = 60
 """Steps of a race."""
 
-MOST = 200
-"""Steps of a race in which neither twin has moved by then: some sound networks start slowly (30 fixed steps misjudged
-one in six)."""
+MOST = 240
+"""Steps of a race in which the given network is behind after STEPS, or neither has moved: it may only be slow at first.
+A race that ended as soon as one twin was far behind called a quarter of the healthy starts poor (20 of 75; InitBench,
+tune split): heads and layers that are too large cost tens of steps and then do no harm."""
 
 POOR = 0.5
 """Ratio of progress below which the given initialization is poor. To be tuned on InitBench's `tune` split."""
@@ -41,13 +42,17 @@ MOVED = 0.03
 """Progress above which a twin has moved at all: the scatter of the mean loss over 15 batches of 64."""
 
 LEARNED = 0.4
-"""Progress at which the better twin has shown enough."""
-
-BEHIND = 0.25
-"""Ratio below which the twin behind is so clearly: the race may end early."""
+"""Progress at which the better twin has shown enough to compare."""
 
 LEVEL = 0.9
-"""Ratio above which it is level."""
+"""Ratio from which the given network counts as level with the reference, and the race may end."""
+
+CLEAR = 0.75
+"""Ratio from which no further steps are needed after STEPS: healthy, whatever the error."""
+
+LEAST = 0.15
+"""Progress that the reference must have made for the given network to be called poor: where no weights learn, they are
+not what is at fault (a learning rate 100 times too high, shuffled labels)."""
 
 SIGMAS = 2.0
 """Standard errors that the paired difference may be off: 95 % of a normal distribution."""
@@ -114,7 +119,7 @@ class Race:
     """What a race has shown.
 
     Attributes:
-        heats: One for each learning rate, all of the same number of steps.
+        heats: One for each learning rate; of the references only the best went on after STEPS.
         uninformed: Loss of the best constant output over the raced batches; nan where that is not known. Then what
             counts is progress below the lower of the twins' first losses.
         optimizer: Its class.
@@ -149,7 +154,12 @@ class Race:
     @property
     def reference(self) -> float:
         """Progress of the sound re-draw, at the best learning rate, from 0 to 1."""
-        return self.progress(self._best([heat.reference for heat in self.heats]))
+        return self.progress(self._best(self._references))
+
+    @property
+    def _references(self) -> list[tuple[float, ...]]:
+        """The re-draw's curves that went all the way: after STEPS only the best one goes on."""
+        return [heat.reference for heat in self.heats if len(heat.reference) >= self.steps]
 
     def progress(self, losses: tuple[float, ...]) -> float:
         """Progress over the last quarter of the steps; 0 for losses that are not finite or above the baseline."""
@@ -165,8 +175,8 @@ class Race:
         """How much the reference is ahead in progress over the last quarter of the steps, batch by batch: mean and
         standard error (inf with fewer than two steps)."""
         ours = self._progresses(self._best([heat.given for heat in self.heats]), 1 - LARGEST_LOSS)
-        theirs = self._progresses(self._best([heat.reference for heat in self.heats]), 1 - LARGEST_LOSS)
-        ahead = [b - a for a, b in zip(ours, theirs, strict=True)]
+        theirs = self._progresses(self._best(self._references), 1 - LARGEST_LOSS)
+        ahead = [b - a for a, b in zip(ours, theirs, strict=False)]
         return fmean(ahead or [0.0]), stdev(ahead) / sqrt(len(ahead)) if len(ahead) > 1 else inf
 
     @property
@@ -180,19 +190,23 @@ class Race:
         the comparison; healthy where it makes more; undecided where neither moves, or the error spans POOR."""
         if not self.moved:
             return Outcome.UNDECIDED
-        if self.given >= self.reference:
+        if self.given >= CLEAR * self.reference:
             return Outcome.HEALTHY
         error = SIGMAS * self.difference[1] / self.reference
-        if abs(self.ratio - POOR) <= error:
+        if self.reference < LEAST or abs(self.ratio - POOR) <= error:
             return Outcome.UNDECIDED
         return Outcome.POOR if self.ratio < POOR else Outcome.HEALTHY
 
     @property
-    def decided(self) -> bool:
-        """Whether more steps would show nothing new: the better twin has learned, the other is far behind or level."""
-        if self.steps < EARLIEST or max(self.given, self.reference) < LEARNED:
-            return False
-        return not BEHIND <= self.given / max(self.reference, self.given) < LEVEL
+    def caught_up(self) -> bool:
+        """Whether the given network has learned and is level: more steps would show nothing new."""
+        enough = self.steps >= EARLIEST and max(self.given, self.reference) >= LEARNED
+        return enough and self.given >= LEVEL * self.reference
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the race may end at its usual length."""
+        return self.moved and self.given >= CLEAR * self.reference
 
     def _best(self, curves: list[tuple[float, ...]]) -> tuple[float, ...]:
         return max(curves, key=self.progress, default=())

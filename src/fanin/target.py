@@ -1,4 +1,4 @@
-"""MODULE:BUILD on the command line -> a model, a batch and a loss."""
+"""MODULE:BUILD on the command line -> a model, a batch, a loss, and the optimizer if it is given."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import difflib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import Parameter, isfunction, signature
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from fanin.adapters import recording_sources
 from fanin.errors import TargetError
@@ -20,15 +21,24 @@ from fanin.errors import TargetError
 T = TypeVar("T")
 
 EXPECTED = "MODULE:BUILD, as in model.py:build or app.models:build"
-RETURNED = "(model, batch, loss_fn), (model, batch), or a dict or named tuple with these names"
+RETURNED = "(model, batch[, loss_fn[, optimizer]]), or a dict or named tuple with these names"
 
 
-class Target(NamedTuple):
-    """What `check` needs."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What `check` needs. It unpacks into what `check` takes by position: `check(*target, optimizer=target.optimizer)`.
+
+    Attributes:
+        model, batch, loss_fn, optimizer: As `fanin.check` takes them.
+    """
 
     model: Any
     batch: Any
     loss_fn: Any = None
+    optimizer: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.batch, self.loss_fn))
 
 
 def load_target(target: str) -> Target:
@@ -38,7 +48,7 @@ def load_target(target: str) -> Target:
         target: A dotted module or the path of a file, a colon, and the name of a function without arguments.
 
     Raises:
-        TargetError: It does not lead to a model, a batch and a loss.
+        TargetError: It does not lead to a model and a batch, with or without a loss and an optimizer.
     """
     place, _, name = target.rpartition(":")
     if not place or not name:
@@ -207,8 +217,9 @@ def _required(build: Callable[..., Any]) -> list[str]:
 def _parts(made: Any, target: str) -> Target:
     named = made._asdict() if hasattr(made, "_asdict") else made
     if isinstance(named, Mapping) and {"model", "batch"} <= set(named):
-        return Target(named["model"], named["batch"], named.get("loss_fn", named.get("loss")))
-    if type(made) in (tuple, list) and len(made) in (2, 3):
+        loss_fn = named.get("loss_fn", named.get("loss"))
+        return Target(named["model"], named["batch"], loss_fn, named.get("optimizer"))
+    if type(made) in (tuple, list) and len(made) in (2, 3, 4):
         return Target(*made)
     raise TargetError(
         "the function returns something else",

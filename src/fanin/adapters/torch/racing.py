@@ -25,7 +25,7 @@ from fanin.adapters.torch.restore import untouched
 from fanin.adapters.torch.twins import Twin, copy_of, mapped, seed_everything, several
 from fanin.adapters.torch.uninformed import LARGEST, uninformed_loss_of
 from fanin.errors import UsageError
-from fanin.race import FACTORS, MOST, MOVED, RATES, STEPS, Heat, Race
+from fanin.race import FACTORS, MOST, RATES, STEPS, Heat, Race
 from fanin.trial import ModelSpec
 
 CONSTANT_BATCHES = 16
@@ -60,7 +60,7 @@ def race(
         optimizer: An optimizer of this model: then the same class and settings, at FACTORS of its learning rate. Or a
             function of parameters that makes one.
         steps: Of each twin at each learning rate.
-        most: Steps where neither twin has moved by then.
+        most: Steps of a race in which the given one is behind at that point, or neither has moved.
         seed: Of the re-draw, and of what is random in training.
         on_progress: Called with (steps taken, steps planned) after each step.
 
@@ -169,17 +169,18 @@ class _Course:
         """Step by step, all twins on the same batch with the same random state."""
         optimizer = type(pairs[0][1].optimizer).__name__ if pairs else ""
         seen = self._race(pairs, optimizer)
-        slow = False
+        running = [twin for pair in pairs for twin in pair[1:]]
         for index in range(most):
-            for twin in (twin for pair in pairs for twin in pair[1:]):
+            for twin in running:
                 seed_everything(self._seed + 1 + index)
                 twin.step(self._batches[index % len(self._batches)], self._loss_fn)
             seen = self._race(pairs, optimizer)
             if index + 1 == steps:
-                slow = max(seen.given, seen.reference) < MOVED
+                best = max(pairs, key=lambda pair: seen.progress(tuple(pair[2].losses)))
+                running = [*(pair[1] for pair in pairs), best[2]]
             if on_progress is not None:
-                on_progress(index + 1, most if slow else steps)
-            if seen.decided or (index + 1 >= steps and not slow):
+                on_progress(index + 1, steps if index < steps else most)
+            if seen.caught_up or (index + 1 >= steps and seen.is_clear):
                 break
         return seen
 
