@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,6 +17,7 @@ from fanin.cli import EXITS, FORMATS, main
 from fanin.finding import Verdict
 from fanin.stores import open_store
 from fanin.synthetic import mlp
+from fanin.target import load_target
 from fanin.trial import Trial
 
 COMMANDS = sorted(main.commands)
@@ -30,7 +32,9 @@ def raises(): return 1 / 0
 def leaves(): raise SystemExit(4)
 def wants(depth, *, width): ...
 def nothing(): ...
+def five(): return 1, 2, 3, 4, 5
 def four(): return 1, 2, 3, 4
+def optimizer(): return {"model": 1, "batch": 2, "optimizer": 3}
 THING = 3
 """
 
@@ -153,8 +157,9 @@ def test_one_rule_with_parameters(trials: dict[str, str]) -> None:
         (["check", "fanin_cli_targets.py:raises"], "fanin_cli_targets.py:7"),
         (["check", "fanin_cli_targets:leaves"], "SystemExit: 4"),
         (["check", "fanin_cli_targets:nothing"], "got       None"),
-        (["check", "fanin_cli_targets:four"], "a tuple of 4: int, int, int, int"),
+        (["check", "fanin_cli_targets:five"], "a tuple of 5: int, int, int, int, int"),
         (["check", "fanin_cli_targets:named"], "this is not a model that fanin knows"),
+        (["check", "fanin_cli_targets:four"], "this is not a model that fanin knows"),
         (["check", "fanin_cli_targets:mapping"], "this is not a model that fanin knows"),
     ],
 )
@@ -215,6 +220,22 @@ def test_what_the_target_prints_is_not_the_result(targets: Path) -> None:
     result = fanin("check", "fanin_cli_chatty.py:build")
     assert result.stdout == ""
     assert result.stderr.startswith("hello\nbuilding\nerror: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("pair", (1, 2, None, None)),
+        ("named", (1, 2, 3, None)),
+        ("mapping", (1, 2, 3, None)),
+        ("four", (1, 2, 3, 4)),
+        ("optimizer", (1, 2, None, 3)),
+    ],
+)
+def test_a_target_may_come_with_its_optimizer(name: str, parts: tuple[Any, ...], targets: Path) -> None:
+    made = load_target(f"fanin_cli_targets:{name}")
+    assert (*made, made.optimizer) == parts
+    assert (made.model, made.batch, made.loss_fn, made.optimizer) == parts
 
 
 # ── pages and colours ───────────────────────────────────────────────────────────────────────────────────────

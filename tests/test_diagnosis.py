@@ -10,7 +10,7 @@ import numpy as np
 from fanin import judgement
 from fanin.cause import Cause
 from fanin.diagnosis import diagnose
-from fanin.finding import Diagnosis, Scope, Verdict
+from fanin.finding import Diagnosis, Scope, Severity, Verdict
 from fanin.rules.poor_weight_initialization import PoorWeightInitialization
 from fanin.scheme import HE_NORMAL
 from fanin.synthetic import Init, constant, mlp, normal, scaled
@@ -97,10 +97,22 @@ def test_where_the_documented_rule_differs_the_reason_is_given() -> None:
     assert "by design" in found.disagreement
 
 
-def test_growth_that_the_weights_do_not_explain_is_undecided() -> None:
-    """Twenty residual blocks without normalization: by design, and too much for a clean bill."""
-    found = diagnosed(mlp((64,) * 20 + (10,), residual=True))
-    assert (found.verdict, found.findings) == (Verdict.UNDECIDED, ())
+def test_what_grows_by_design_is_a_fault_where_the_loss_suffers() -> None:
+    """Twenty residual blocks without normalization treble the stream each: suspect, until the first loss shows it."""
+    trial = mlp((64,) * 20 + (10,), residual=True)
+    (origin,) = diagnosed(trial).origins
+    assert (origin.finding.cause, origin.finding.severity) == (Cause.RESIDUAL_GROWTH, Severity.SUSPECT)
+    assert [(f.code, f.severity) for f in origin.symptoms] == [("FAN301", Severity.FAULT)]
+    calm = replace(trial, steps=(replace(trial.steps[0], losses={0: 2.3}),))
+    found = diagnosed(calm)
+    assert found.origins == ()
+    assert "FAN108" in {note.code for note in found.notes}
+
+
+def test_a_suspect_alone_is_a_note_and_no_fault() -> None:
+    found = diagnosed(mlp(DEEP, overrides={"blocks.4.fc.weight": scaled(HE_NORMAL, 30.0)}))
+    assert found.verdict is Verdict.HEALTHY
+    assert [(note.code, note.severity) for note in found.notes] == [("FAN411", Severity.NOTE)]
 
 
 def _both() -> tuple[Init, Init]:

@@ -63,22 +63,59 @@ def test_a_slope_is_a_fault_of_every_layer() -> None:
     assert finding.layers == tuple(f"blocks.{i}.fc" for i in range(11))
 
 
-def test_one_layer_that_is_too_small_is_a_note_that_names_it() -> None:
-    (finding,) = ShrinkingSignal().check(mlp(DEEP, overrides={"blocks.4.fc.weight": normal(1e-4)}))
+def under(optimizer: str, trial: Trial) -> Trial:
+    """The trial as if this had trained it."""
+    return replace(trial, about={"optimizer": optimizer})
+
+
+@pytest.mark.parametrize(("std", "optimizer"), [(1e-6, ""), (1e-6, "AdamW lr=0.001"), (1e-4, "SGD lr=0.1")])
+def test_one_layer_that_is_too_small_is_a_note_that_names_it(std: float, optimizer: str) -> None:
+    small = under(optimizer, mlp(DEEP, overrides={"blocks.4.fc.weight": normal(std)}))
+    (finding,) = ShrinkingSignal().check(small)
     assert (finding.layer, finding.scope, finding.severity) == ("blocks.4.fc", Scope.LAYER, Severity.NOTE)
 
 
+def with_small(*blocks: int) -> Trial:
+    return mlp(DEEP, overrides={f"blocks.{i}.fc.weight": normal(1e-3) for i in blocks})
+
+
 def test_many_layers_that_are_too_small_are_faults() -> None:
-    spoiled = {f"blocks.{i}.fc.weight": normal(1e-3) for i in (2, 5, 8)}
-    findings = list(ShrinkingSignal().check(mlp(DEEP, overrides=spoiled)))
-    assert [f.layer for f in findings] == ["blocks.2.fc", "blocks.5.fc", "blocks.8.fc"]
+    findings = list(ShrinkingSignal().check(with_small(1, 3, 5, 7, 9)))
+    assert [f.layer for f in findings] == [f"blocks.{i}.fc" for i in (1, 3, 5, 7, 9)]
     assert {f.severity for f in findings} == {Severity.FAULT}
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "severity"),
+    [("", Severity.NOTE), ("Adam lr=0.001", Severity.NOTE), ("SGD lr=0.1", Severity.FAULT)],
+)
+def test_three_of_them_are_faults_where_no_optimizer_makes_up_for_them(
+    optimizer: str, severity: Severity
+) -> None:
+    findings = list(ShrinkingSignal().check(under(optimizer, with_small(2, 5, 8))))
+    assert [f.layer for f in findings] == ["blocks.2.fc", "blocks.5.fc", "blocks.8.fc"]
+    assert {f.severity for f in findings} == {severity}
+
+
+def test_a_slope_of_six_decades_is_a_fault_under_plain_gradient_descent_alone() -> None:
+    eight = mlp((128,) * 9 + (10,), DEFAULT)
+    (finding,) = ShrinkingSignal().check(under("SGD lr=0.1", eight))
+    assert (finding.scope, finding.severity) == (Scope.EVERYWHERE, Severity.FAULT)
+    assert not list(ShrinkingSignal().check(under("Adam lr=0.001", eight)))
+    assert not list(ShrinkingSignal().check(eight))
+
+
 def test_one_layer_that_is_far_too_large_is_a_fault() -> None:
-    spoiled = {"blocks.4.fc.weight": scaled(HE_NORMAL, 1e4)}
+    spoiled = {"blocks.4.fc.weight": scaled(HE_NORMAL, 1e5)}
     (finding,) = GrowingSignal().check(mlp(DEEP, overrides=spoiled))
     assert (finding.layer, finding.severity) == ("blocks.4.fc", Severity.FAULT)
+
+
+def test_growth_by_design_is_said_to_be_missing_evidence() -> None:
+    """Thirty sound residual blocks without normalization: no layer stands out."""
+    (missing,) = GrowingSignal().check(mlp((64,) * 30 + (10,), residual=True))
+    assert missing.blocks
+    assert "does not explain" in missing.what
 
 
 def test_zeros_are_left_to_another_rule() -> None:

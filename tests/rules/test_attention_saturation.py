@@ -39,12 +39,10 @@ def test_healthy_entropies_pass(mean: float) -> None:
     assert judged(trial(mean)) == []
 
 
-@pytest.mark.parametrize(
-    ("mean", "severity"), [(0.2, Severity.SUSPECT), (0.05, Severity.FAULT), (0, Severity.FAULT)]
-)
-def test_severity_grows_as_entropy_falls(mean: float, severity: Severity) -> None:
+@pytest.mark.parametrize("mean", [0.2, 0.05, 0])
+def test_one_sharp_layer_among_others_is_suspect(mean: float) -> None:
     (finding,) = judged(trial(0.7, mean, 0.7))
-    assert (finding.layer, finding.severity) == ("blocks.1.attn", severity)
+    assert (finding.layer, finding.severity) == ("blocks.1.attn", Severity.SUSPECT)
     assert (finding.cause, finding.scope) == (Cause.ATTENTION_SATURATED, Scope.LAYER)
     assert finding.measured.middle == pytest.approx(mean)
 
@@ -53,14 +51,21 @@ def test_what_most_layers_have_is_one_finding() -> None:
     (finding,) = judged(trial(0.05, 0.7, 0.2))
     assert finding.scope is Scope.EVERYWHERE
     assert finding.layers == ("blocks.0.attn", "blocks.2.attn")
-    assert finding.severity is Severity.FAULT
+    assert finding.severity is Severity.SUSPECT
+
+
+@pytest.mark.parametrize(("others", "severity"), [(0.25, Severity.SUSPECT), (0.1, Severity.FAULT)])
+def test_the_mean_over_all_layers_makes_it_a_fault(others: float, severity: Severity) -> None:
+    (finding,) = judged(trial(0.12, others, others))
+    assert finding.severity is severity
 
 
 def test_what_training_cures_is_no_symptom() -> None:
     assert judged(then(trial(0.05), 0.5)) == []
-    (finding,) = judged(then(trial(0.05), 0.2))
+    (finding,) = judged(then(trial(0.05), 0.25))
     assert finding.severity is Severity.SUSPECT
     assert finding.step == 0
+    assert judged(then(trial(0.05), 0.15))[0].severity is Severity.FAULT
 
 
 @pytest.mark.parametrize(("reference", "found"), [(0.43, 0), (0.6, 1)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fanin.cause import Cause
-from fanin.finding import Finding, Missing, Scope
+from fanin.finding import Finding, Missing, Scope, Severity
 from fanin.rules.symmetric_units import SymmetricUnits, directions, share_of_twins
 from fanin.scheme import HE_NORMAL
 from fanin.summary import Interval, UnitSummary, summarize
@@ -198,9 +198,24 @@ def test_zeros_are_left_to_the_rule_about_them() -> None:
     assert judged(mlp(init="zeros")) == []
 
 
-@pytest.mark.parametrize("kind", [Kind.EMBEDDING, Kind.NORM, Kind.RECURRENT, Kind.OTHER])
+@pytest.mark.parametrize("kind", [Kind.EMBEDDING, Kind.NORM, Kind.OTHER])
 def test_other_kinds_may_have_twins(kind: Kind) -> None:
     assert judged(respecified(mlp(init=constant(0.05)), *HIDDEN, kind=kind)) == []
+
+
+def test_a_recurrent_cell_is_judged_by_its_gradients() -> None:
+    """The rows of its gates may be alike; gradients that are the same for all units keep them so."""
+    (finding,) = judged(respecified(mlp(init=constant(0.05)), *HIDDEN, kind=Kind.RECURRENT))
+    assert (finding.layers, finding.severity) == (HIDDEN, Severity.FAULT)
+
+
+def test_twins_up_to_a_factor_are_a_fault_in_a_plain_stack_of_five_and_a_suspect_elsewhere() -> None:
+    deep, shallow = mlp(init=tiled(HE), overrides=weights("head", init=HE)), mlp((32,) * 4 + (10,), tiled(HE))
+    assert [f.severity for f in judged(deep)] == [Severity.FAULT]
+    assert [f.severity for f in judged(shallow)] == [Severity.SUSPECT]
+    assert [f.severity for f in judged(mlp((32,) * 4 + (10,), constant(0.05)))] == [Severity.FAULT]
+    residual = mlp((32,) * 6 + (10,), tiled(HE), residual=True)
+    assert Severity.FAULT not in {f.severity for f in judged(residual)}
 
 
 @pytest.mark.parametrize("changes", [{"trainable": False}, {"tied_to": "embedding.weight"}])

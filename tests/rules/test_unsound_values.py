@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fanin.cause import Cause
-from fanin.finding import Finding, Missing, Scope
+from fanin.finding import Finding, Missing, Scope, Severity
 from fanin.rules.unsound_values import UnsoundValues
 from fanin.synthetic import clusters, constant, mlp, normal
 from fanin.trial import Role, SourceLine, Trial
@@ -61,6 +61,7 @@ def test_a_weight_of_impossible_size_is_named(std: float, quantity: str) -> None
         quantity,
     )
     assert finding.measured.low not in finding.expected
+    assert finding.severity is Severity.SUSPECT  # a fault where the signal suffers from it
 
 
 @pytest.mark.parametrize("std", [1e3, 1e-9])

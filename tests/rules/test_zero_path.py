@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fanin.cause import Cause
-from fanin.finding import Finding, Missing, Scope
+from fanin.finding import Finding, Missing, Scope, Severity
 from fanin.rules.zero_path import ZeroPath
 from fanin.synthetic import mlp, normal
 from fanin.trial import Kind, Role, SourceLine, Trial
@@ -53,10 +53,10 @@ HEALTHY = {
     "adapters with B = 0 (LoRA)": residual("blocks.*.fc2.weight", activation="identity"),
     "adapters with A = 0": residual("blocks.*.fc1.weight", activation="identity"),
     "a first layer of zeros before tanh": mlp(activation="tanh", overrides=zeros("blocks.0.fc.weight")),
-    "zeros before a sigmoid, which is not 0 at 0": mlp(init="zeros", activation="sigmoid"),
     "a linear model of zeros": mlp((32, 10), init="zeros"),
-    "zero weights behind random biases": mlp(
-        init="zeros", overrides={f"blocks.{i}.fc.bias": normal(0.1) for i in range(5)}
+    "all hidden weights zero behind random biases, with a head that is drawn": mlp(
+        init="zeros",
+        overrides={"head.weight": "he_normal"} | {f"blocks.{i}.fc.bias": normal(0.1) for i in range(5)},
     ),
 }
 
@@ -79,6 +79,27 @@ def test_zeros_everywhere_never_move() -> None:
     assert finding.scope is Scope.EVERYWHERE
     assert finding.measured.low == 5
     assert "No other weight has a gradient either" in finding.message
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [
+        mlp(init="zeros", activation="sigmoid"),
+        mlp(init="zeros", overrides={f"blocks.{i}.fc.bias": normal(0.1) for i in range(5)}),
+    ],
+    ids=["a sigmoid, which is not 0 at 0", "random biases"],
+)
+def test_nothing_but_zeros_is_a_fault_though_some_move(trial: Trial) -> None:
+    """What moves then moves as one."""
+    (finding,) = judged(trial)
+    assert (len(finding.layers), finding.severity) == (6, Severity.FAULT)
+
+
+def test_a_dead_branch_is_suspect_and_a_dead_network_a_fault() -> None:
+    branch = zeros("blocks.1.fc1.weight", "blocks.1.fc2.weight")
+    (suspect,) = judged(mlp(WIDTHS, residual=True, overrides=branch))
+    (fault,) = judged(mlp(overrides=zeros("blocks.2.fc.weight")))
+    assert (suspect.severity, fault.severity) == (Severity.SUSPECT, Severity.FAULT)
 
 
 def test_two_layers_of_zeros_in_one_branch_never_move_while_the_rest_trains() -> None:
@@ -136,19 +157,38 @@ def test_a_weight_without_a_gradient_observation_is_not_judged() -> None:
     assert judged(without(stuck, Role.WEIGHT_GRAD, "blocks.0.fc")) == []
 
 
-def respecified(trial: Trial, **changes: object) -> Trial:
-    first = trial.spec.layers[0]
-    weight = replace(first.parameters[0], **changes)  # type: ignore[arg-type]
-    layers = (replace(first, parameters=(weight, *first.parameters[1:])), *trial.spec.layers[1:])
+def respecified(trial: Trial, *paths: str, kind: Kind | None = None, **changes: object) -> Trial:
+    """The trial with another description of these layers, of the first one where none is named."""
+    paths = paths or (trial.spec.layers[0].path,)
+    layers = tuple(
+        replace(
+            layer,
+            kind=kind or layer.kind,
+            parameters=(replace(layer.parameters[0], **changes), *layer.parameters[1:]),  # type: ignore[arg-type]
+        )
+        if layer.path in paths
+        else layer
+        for layer in trial.spec.layers
+    )
     return replace(trial, spec=replace(trial.spec, layers=layers))
 
 
-def test_frozen_weights_and_gains_are_not_named() -> None:
-    stuck = mlp(overrides=zeros("blocks.0.fc.weight"))
-    assert judged(respecified(stuck, trainable=False)) == []
-    assert judged(respecified(stuck, shape=(32,))) == []
-    norm = replace(stuck.spec.layers[0], kind=Kind.NORM)
-    assert judged(replace(stuck, spec=replace(stuck.spec, layers=(norm, *stuck.spec.layers[1:])))) == []
+def test_frozen_weights_are_not_named() -> None:
+    assert judged(respecified(mlp(overrides=zeros("blocks.0.fc.weight")), trainable=False)) == []
+
+
+def test_gains_are_not_named_while_the_rest_trains() -> None:
+    names = ("blocks.1.fc1", "blocks.1.fc2")
+    branch = mlp(WIDTHS, residual=True, overrides=zeros(*(f"{name}.weight" for name in names)))
+    assert judged(branch)[0].layers == names
+    assert judged(respecified(branch, *names, shape=(32,))) == []
+    assert judged(respecified(branch, *names, kind=Kind.NORM)) == []
+
+
+def test_gains_are_named_where_the_whole_network_waits_for_them() -> None:
+    dead = mlp(overrides=zeros("blocks.0.fc.weight"))
+    (finding,) = judged(respecified(dead, shape=(32,)))
+    assert (finding.layer, finding.severity) == ("blocks.0.fc", Severity.FAULT)
 
 
 def test_a_gain_of_zeros_that_moves_excuses_what_waits_for_it() -> None:

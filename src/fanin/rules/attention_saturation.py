@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import sqrt
+from statistics import median
 from typing import ClassVar
 
 import numpy as np
 
 from fanin.cause import Cause
 from fanin.finding import Finding, Missing, Scope, Severity
+from fanin.measures import decades, mixing
 from fanin.rule import Example, Need, Rule
+from fanin.scheme import gain
 from fanin.summary import Floats, Interval
 from fanin.synthetic import seen
 from fanin.trial import RECHECK, Kind, LayerSpec, Mode, Role, Step, Trial
@@ -24,6 +27,10 @@ SATURATED = 0.2
 """Mean over all attention layers below which a start fails: 0.00 to 0.16 in four of five starts of two transformers
 that failed for this reason, the fifth reached 0.86 at 0.09 (InitBench, tune split); one sharp layer among others does
 no harm (0.92)."""
+
+TOO_LARGE = 0.6
+"""Decades of excess variance in the median layer from which weights are too large everywhere: a factor of 4, twice what
+the schemes of the literature differ by."""
 
 SHARP_BY_DESIGN = 0.5
 """A sound draw that gives less than this is sharp because of its masks, biases or few positions: below the lowest
@@ -63,9 +70,10 @@ class AttentionSaturation(Rule):
     ------------------
     For each query with T ≥ 2 positions that it may attend to, H = -Σ p log p / log T: 1 is uniform, 0 a single
     position. T counts what the mask leaves, so that a causal mask does not lower H. The mean over batch, heads and
-    queries is taken for each layer. Below 0.3 at step 0 and at step 5 it is suspect, below 0.1 a fault. Where the
-    same architecture was drawn anew by a sound scheme, a layer that has less than 0.5 there too is passed: its
-    sharpness is no matter of initialization. One finding for each layer, or one for all where most layers have it.
+    queries is taken for each layer. Below 0.3 at step 0 and at step 5 it is suspect, and a fault where the mean over
+    all layers is below 0.2. Where the same architecture was drawn anew by a sound scheme, a layer that has less than
+    0.5 there too is passed: its sharpness is no matter of initialization. One finding for each layer, or one for all
+    where most layers have it. Where the weights of most layers are too large, that is the cause.
 
     When it is wrong
     ----------------
@@ -86,7 +94,9 @@ class AttentionSaturation(Rule):
 
     code: ClassVar[str] = "FAN104"
     name: ClassVar[str] = "attention-saturated"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need(Role.ATTENTION_ENTROPY, recheck=True, reference=True)})
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {Need(Role.ATTENTION_ENTROPY, recheck=True, reference=True), Need(Role.WEIGHT)}
+    )
 
     def check(self, trial: Trial) -> Iterator[Finding | Missing]:
         """One finding for each layer, or a single one where most layers have it."""
@@ -103,10 +113,11 @@ class AttentionSaturation(Rule):
         step = trial.looks(Role.ATTENTION_ENTROPY)[0].index
         all_layers = [max(look.get(layer, entropy) for look in looks) for layer, entropy in looks[0].items()]
         fatal = sum(all_layers) / max(1, len(all_layers)) < SATURATED
+        cause = Cause.GAIN_TOO_LARGE if _all_too_large(trial) else Cause.ATTENTION_SATURATED
         if len(sharp) > 1 and len(sharp) > len(looks[0]) / 2:
-            yield self._finding(sharp, Scope.EVERYWHERE, step, fatal)
+            yield self._finding(sharp, Scope.EVERYWHERE, step, fatal, cause)
         else:
-            yield from (self._finding([one], Scope.LAYER, step, fatal) for one in sharp)
+            yield from (self._finding([one], Scope.LAYER, step, fatal, cause) for one in sharp)
 
     @classmethod
     def examples(cls) -> Iterator[Example]:
@@ -122,7 +133,7 @@ class AttentionSaturation(Rule):
         yield Example("all layers, causal", lambda: _trial(40, 40, 40, causal=True, later=40), three[:1])
         yield Example("two layers of five", lambda: _trial(1, 9, 1, 40, 1), (*three[1:2], "blocks.3.attn"))
 
-    def _finding(self, sharp: list[Sharp], scope: Scope, step: int, all_sharp: bool) -> Finding:
+    def _finding(self, sharp: list[Sharp], scope: Scope, step: int, all_sharp: bool, cause: Cause) -> Finding:
         entropies = [one.entropy for one in sharp]
         lowest, first = min(entropies), sharp[0]
         where = f"in {len(sharp)} layers, from {first.layer} on," if len(sharp) > 1 else f"in {first.layer}"
@@ -136,11 +147,23 @@ class AttentionSaturation(Rule):
             "attention entropy / its maximum",
             f"Attention {where} has {lowest:.2g} of the entropy that it would have if it looked at all positions "
             "alike, so its softmax passes hardly any gradient to queries and keys.",
-            Cause.ATTENTION_SATURATED,
+            cause,
             scope=scope,
             layers=tuple(one.layer for one in sharp),
             severity=Severity.FAULT if all_sharp else Severity.SUSPECT,
         )
+
+
+def _all_too_large(trial: Trial) -> bool:
+    """Whether the weights of most layers are, not only those of queries and keys: then that is the cause."""
+    seen = trial.start.of(Role.WEIGHT) if trial.start else {}
+    excesses = [
+        decades(w.fan_in * seen[name].summary.second_moment / (gain(layer.input_activation) or 1.0) ** 2)
+        for layer in mixing(trial.spec)
+        for w in layer.weights
+        if w.fan_in and (name := layer.parameter_path(w)) in seen and len(w.shape) >= 2
+    ]
+    return bool(excesses) and median(excesses) > TOO_LARGE
 
 
 def entropies(step: Step) -> dict[str, float]:

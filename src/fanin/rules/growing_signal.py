@@ -41,8 +41,8 @@ class GrowingSignal(Rule):
 
     How it is measured
     ------------------
-    As FAN101, with the sign turned round: D above 5.5 + 3 sigma decades, and excesses of the weights that add up to at
-    least half of that.
+    As FAN101, with the sign turned round: D above 6.5 + 3 sigma decades (under plain gradient descent 5.5 + 3 sigma),
+    and excesses of the weights that add up to at least half of that.
 
     When it is wrong
     ----------------

@@ -24,6 +24,10 @@ DEFAULT_GAIN_SQUARED = 1 / 3
 SAME = 0.08
 """Decades within which a layer counts as drawn by the default: 20 %, thrice the sampling error of 128 values."""
 
+LINEAR_AT_ZERO = frozenset({"tanh", "hardtanh", "softsign"})
+"""Bounded activations with slope 1 at 0: there a gain of 1 keeps small signals and the activation's own gain those of
+variance 1, and what lies between is sound (lecun_normal is the edge of chaos of tanh: Poole et al. 2016)."""
+
 MOST = 0.75
 """Share of the layers that must be off for a fault everywhere."""
 
@@ -63,9 +67,10 @@ class LayerGain(Rule):
     How it is measured
     ------------------
     e = log10(fan_in E[w^2] / gain^2) for every layer that mixes its inputs with weights, gain that of the activation
-    which feeds it (1 where unknown), zeros left out. A layer stands out when e is more than a decade from the median
-    of the other layers, and from 0, beyond three standard deviations of its own sampling noise sqrt(2 / n): a 4 x 4
-    layer is not judged like one of 4096 x 4096. All are off when three quarters of them are, by a factor of two.
+    which feeds it (1 where unknown; for tanh and its like anything from 1 to its gain), zeros left out. A layer stands
+    out when e is more than a decade from the median of the other layers, and from 0, beyond three standard deviations
+    of its own sampling noise sqrt(2 / n): a 4 x 4 layer is not judged like one of 4096 x 4096. All are off when three
+    quarters of them are, by a factor of two.
 
     When it is wrong
     ----------------
@@ -150,11 +155,18 @@ def _drawn(trial: Trial) -> Iterator[Drawn]:
             usable = found and weight.fan_in and len(weight.shape) >= 2 and weight.tied_to is None
             if not usable or found is None or not weight.fan_in or layer.kind is Kind.RECURRENT:
                 continue
-            power, needed = found.summary.second_moment, (gain(layer.input_activation) or 1.0) ** 2
+            power = found.summary.second_moment
             if 0 < power < inf:
+                needed = _needed(layer.input_activation, weight.fan_in * power)
                 noise = 3 * sqrt(2 / max(1, found.summary.count)) / 2.303
                 excess = log10(weight.fan_in * power / needed)
                 yield Drawn(layer, weight, excess, noise, found.summary.rms, needed)
+
+
+def _needed(activation: str | None, drawn: float) -> float:
+    """gain² of the activation; of a range of them the one nearest to what is drawn."""
+    most = (gain(activation) or 1.0) ** 2
+    return min(max(drawn, 1.0), most) if activation in LINEAR_AT_ZERO else most
 
 
 def _stands_out(drawn: Drawn, usual: float) -> bool:

@@ -32,10 +32,6 @@ ONE_RATE = 3.0
 """Decades between the ratios of the layers up to which one learning rate explains them all; beyond, the gradients
 differ by layer, and the initialization does."""
 
-LIVE_GRADIENT = 10**-6.5
-"""RMS of a weight's gradient below which it vanishes, and no learning rate is to blame: the bound that separated sound
-from poor starts best among 414 networks labelled by training (AUC 0.93)."""
-
 BLOWN_UP = 10.0
 """Loss at the second look, relative to the first. In the experiment above Adam at 0.3 multiplied it by 47, and SGD at
 3 made it NaN; SGD at 0.3, which trains, multiplied it by 1.05."""
@@ -71,7 +67,7 @@ class LearningRate(Rule):
     over trainable layers whose weights are not zero, embeddings excepted. For the upper bound, weights that are smaller
     than PyTorch's default count as large as that. A learning rate is one number for all layers: where u spreads over
     more than three decades, the layers differ, and this rule says nothing. The lower bound is judged only where the
-    median gradient has an RMS of at least 10^-6.5.
+    median layer's gradient is within 5 decades of the last layer's.
 
     Both upper bounds, on u and on the loss, are judged only where step 0 was sound: parameters and outputs finite, a
     loss of at most five times that of the best constant output, and gradients within five decades of the last
@@ -120,7 +116,7 @@ class LearningRate(Rule):
         elif sound and (ratio := _growth(start, later)) > BLOWN_UP:
             yield self._blown_up(trial.spec, start, later, ratio)
         else:
-            yield from self._too_low({path: plain for path, (plain, _) in steps.items()}, start)
+            yield from self._too_low(trial, {path: plain for path, (plain, _) in steps.items()}, start)
 
     @classmethod
     def examples(cls) -> Iterator[Example]:
@@ -137,9 +133,9 @@ class LearningRate(Rule):
         yield Example("no step at all", lambda: trained(0.0), first)
         yield Example("SGD at 20", lambda: trained(20.0), first)
 
-    def _too_low(self, ratios: Mapping[str, float], start: Step) -> Iterator[Finding]:
+    def _too_low(self, trial: Trial, ratios: Mapping[str, float], start: Step) -> Iterator[Finding]:
         usual = median(ratios.values()) if ratios else nan
-        if usual < USUAL_RATIO.low and _are_alike(ratios) and _has_live_gradients(start, ratios):
+        if usual < USUAL_RATIO.low and _are_alike(ratios) and _has_live_gradients(trial, start, ratios):
             text = f"In {RECHECK} steps weights have changed by {usual:.2g} of their size per step"
             text += ", though gradients reach them: a rate that is too low, or that warms up."
             yield self._finding(usual, ratios, text, Severity.NOTE)
@@ -219,10 +215,12 @@ def _are_alike(ratios: Mapping[str, float]) -> bool:
     return log10(high / low) <= ONE_RATE
 
 
-def _has_live_gradients(start: Step, paths: Mapping[str, float]) -> bool:
-    seen = start.first(Role.WEIGHT_GRAD)
-    sizes = [seen[path].summary.rms for path in paths if path in seen]
-    return bool(sizes) and median(sizes) >= LIVE_GRADIENT
+def _has_live_gradients(trial: Trial, start: Step, paths: Mapping[str, float]) -> bool:
+    """Whether the gradient reaches most layers: then small steps are the learning rate's doing."""
+    last = head(trial.spec)
+    gains = [backward_gain(start, path, last.path) for path in paths if last and path != last.path]
+    known = [gain for gain in gains if gain == gain]
+    return bool(known) and median(known) >= -SOUND_GRADIENT
 
 
 def _growth(start: Step, later: Step) -> float:

@@ -95,7 +95,7 @@ class LostSignal(Rule):
         yield Example(
             "biases of -3 before tanh",
             lambda: synthetic.mlp(deep, lecun, "tanh", overrides=drowned, reference=True),
-            ("blocks.3.fc",),
+            ("blocks.1.fc",),
         )
 
     def _finding(self, trial: Trial, step: Step, last: LayerSpec, layers: tuple[LayerSpec, ...]) -> Finding:

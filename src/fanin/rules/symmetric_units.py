@@ -102,7 +102,7 @@ class SymmetricUnits(Rule):
     (twins behind), all g_i are multiples c_i g: the rows stay on one line, and Adam, which steps by sign, leaves
     two of them. Only diverse inputs and diverse outgoing weights together part the units, as when a single layer
     has twins in a random network: such a layer is passed. So are outputs, weights of zeros (FAN402), frozen
-    and tied weights, embeddings, recurrent cells, and rows of fewer than 4 terms.
+    and tied weights, embeddings, and rows of fewer than 4 terms.
 
     Biases are not compared: where they matter, because units then differ in φ', gradients show it.
 

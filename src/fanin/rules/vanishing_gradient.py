@@ -12,10 +12,10 @@ import numpy as np
 from fanin import synthetic
 from fanin.cause import Cause
 from fanin.finding import Finding, Missing, Scope
-from fanin.measures import backward_gain, head, mixing
+from fanin.measures import backward_gain, head, mixing, network_inputs
 from fanin.rule import Example, Need, Rule
 from fanin.summary import Floats, Interval
-from fanin.trial import LayerSpec, Role, Step, Trial
+from fanin.trial import LayerSpec, ModelSpec, Role, Step, Trial
 
 LOST = 13.0
 """Decades of power that the gradient may lose from the last layer to the first. Starts of five layers and more that
@@ -69,7 +69,7 @@ class VanishingGradient(Rule):
     code: ClassVar[str] = "FAN201"
     name: ClassVar[str] = "vanishing-gradient"
     needs: ClassVar[frozenset[Need]] = frozenset(
-        {Need(Role.OUTPUT_GRAD, units=True, recheck=True), Need(Role.WEIGHT)}
+        {Need(Role.OUTPUT_GRAD, units=True, recheck=True), Need(Role.WEIGHT), Need(Role.INPUT, units=True)}
     )
 
     def check(self, trial: Trial) -> Iterator[Finding | Missing]:
@@ -79,6 +79,8 @@ class VanishingGradient(Rule):
             return
         if any(layer.joins == "sum" for layer in trial.spec.layers if layer.calls):
             return  # past each branch the stream brings the gradient back
+        if _is_given_nothing(looks[0], trial.spec):
+            return  # FAN101 asks for another batch
         first = [backward_gain(look, layers[0].path, last.path) for look in looks]
         if all(gain < -LOST for gain in first) and all(
             _median(look, layers, last) < -THROUGHOUT for look in looks
@@ -124,6 +126,12 @@ class VanishingGradient(Rule):
 def _median(look: Step, layers: tuple[LayerSpec, ...], last: LayerSpec) -> float:
     gains = [backward_gain(look, layer.path, last.path) for layer in layers if layer.path != last.path]
     return median(gain for gain in gains if gain == gain) if gains else 0.0
+
+
+def _is_given_nothing(step: Step, spec: ModelSpec) -> bool:
+    """Whether the batch is zero throughout: units without biases are then flat whatever their weights."""
+    given = network_inputs(step, spec).values()
+    return bool(given) and all(seen.summary.is_zero for seen in given)
 
 
 def _has_zeros(step: Step) -> bool:

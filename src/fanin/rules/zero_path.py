@@ -172,7 +172,7 @@ class ZeroPath(Rule):
             Interval(0, 0),
             "weights of zeros that cannot move",
             text,
-            Cause.ZERO_PATH,
+            Cause.NORM_GAIN if all(z.layer.kind is Kind.NORM for z in stuck) else Cause.ZERO_PATH,
             scope=Scope.LAYER if rest_trains else Scope.EVERYWHERE,
             layers=layers,
             tensor=first.seen.tensor,

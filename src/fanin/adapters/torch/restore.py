@@ -121,11 +121,13 @@ def _parameters(model: nn.Module) -> Callable[[], None]:
     parameters = _written(model)
     if not can_be_changed(model):
         return _verified([(p, _checksum(p)) for p in parameters])
-    saved = [(p, p.detach().clone()) for p in parameters]
+    # Version counters go back too: a graph that waits for its backward pass would refuse parameters that were stepped.
+    saved = [(p, p.detach().clone(), torch.autograd._unsafe_preserve_version_counter(p)) for p in parameters]
 
     def restore() -> None:
-        for parameter, before in saved:
+        for parameter, before, version in saved:
             _write_back(parameter, before)
+            version.__exit__()
 
     return restore
 

@@ -105,15 +105,24 @@ def _minimum(examples: Sequence[tuple[Tensor, Any]], loss_fn: LossFunction, unit
     descent.param_groups[0].update(tolerance_grad=SETTLED, tolerance_change=SETTLED)
     seen: list[float] = []
 
-    def loss() -> Tensor:
+    def mean_loss() -> Tensor:
         parts = [loss_fn(constant.expand(shape), target) for shape, target in pairs]
         mean: Tensor = torch.stack([part.reshape(()) for part in parts]).mean()
+        return mean
+
+    first = float(mean_loss().detach())
+    unit = (
+        first if isfinite(first) and first > 0 else 1.0
+    )  # torch's tolerances are absolute, the loss's scale is not
+
+    def loss() -> Tensor:
+        mean = mean_loss() / unit
         constant.grad = torch.autograd.grad(mean, constant)[0]
         seen.append(float(mean.detach()))
         return mean
 
     descent.step(loss)
-    return min((value for value in seen if isfinite(value)), default=nan)
+    return min((value for value in seen if isfinite(value)), default=nan) * unit
 
 
 def _precision(examples: Sequence[tuple[Tensor, Any]], loss_fn: LossFunction) -> torch.dtype:
