@@ -28,10 +28,11 @@ from fanin.adapters.torch.watching import FORWARD_UNSEEN, TorchWatching
 from fanin.capture import Watch, watch
 from fanin.errors import StoreError, TrialExistsError, UsageError
 from fanin.examine import load_trial
+from fanin.judgement import load_rules
 from fanin.rule import Need, Rule
 from fanin.stores.memory import MemoryStore
 from fanin.summary import TensorSummary, summarize
-from fanin.trial import Role, Step, Trial
+from fanin.trial import RECHECK, Role, Step, Trial
 
 ORIGINAL_BACKWARD = torch.autograd.backward
 INPUTS, CLASSES = 6, 3
@@ -216,6 +217,41 @@ def test_every_role_of_every_layer_is_seen_at_every_step() -> None:
     spec = seen.trial.spec
     assert [(layer.path, layer.calls) for layer in spec.layers] == [("fc1", 1), ("fc2", 1)]
     assert spec.notes == ()
+
+
+class Rechecking(Everything):
+    """Asks for outputs at the start and at the recheck, for inputs at the start, for gradients at every step."""
+
+    needs = frozenset(
+        {
+            Need(Role.OUTPUT, recheck=True, units=True),
+            Need(Role.INPUT),
+            Need(Role.WEIGHT_GRAD, every_step=True),
+            Need(Role.OUTPUT_GRAD, recheck=True, reference=True),
+        }
+    )
+
+
+def test_the_recheck_sees_what_was_asked_for_again() -> None:
+    model = net()
+    with observe(model, rules=[Rechecking()], steps=RECHECK + 2) as seen:
+        train(model, RECHECK + 2)
+    again = {Role.OUTPUT, Role.OUTPUT_GRAD, Role.WEIGHT_GRAD}
+    expected = [{Role.WEIGHT_GRAD}] * (RECHECK + 2)
+    expected[0], expected[RECHECK] = again | {Role.INPUT}, again
+    assert [{o.role for o in step.observations} for step in seen.trial.steps] == expected
+    assert of(seen.trial.steps[RECHECK], Role.OUTPUT)["fc1_output_0"].units is not None
+    assert [step.index for step in seen.trial.looks(Role.OUTPUT)] == [0, RECHECK]
+
+
+def test_all_rules_together_look_again_at_step_5() -> None:
+    model = net()
+    with watch(model, steps=10, on_error="raise") as seen:
+        train(model, 10)
+    wanted = {n.role for rule in load_rules() for n in rule.needs if n.recheck or n.every_step}
+    unseen = {Role.ATTENTION_ENTROPY, Role.UPDATE, Role.TARGET, Role.UNINFORMED_LOSS}
+    assert {o.role for o in seen.trial.steps[RECHECK].observations} == wanted - unseen
+    assert Role.OUTPUT_GRAD not in {o.role for o in seen.trial.steps[RECHECK + 1].observations}
 
 
 def test_what_is_seen_is_what_the_loop_computed() -> None:

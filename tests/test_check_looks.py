@@ -60,7 +60,9 @@ def batch(mean: float = 0.0, seed: int = 1) -> tuple[Tensor, Tensor]:
 def plain(depth: int, std: Callable[[int], float]) -> nn.Sequential:
     """ReLU layers without biases' help."""
     torch.manual_seed(0)
-    model = nn.Sequential(*(m for _ in range(depth) for m in (nn.Linear(64, 64), nn.ReLU())), nn.Linear(64, 10))
+    model = nn.Sequential(
+        *(m for _ in range(depth) for m in (nn.Linear(64, 64), nn.ReLU())), nn.Linear(64, 10)
+    )
     for layer in model:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=std(layer.in_features))
@@ -227,7 +229,7 @@ def test_each_group_keeps_its_settings_and_the_steps_are_the_optimizers() -> Non
     for _ in range(RECHECK + 1):
         optimizer.zero_grad()
         loss = cross_entropy(model(x), y)
-        losses.append(float(loss))
+        losses.append(loss.item())
         loss.backward()
         if len(losses) <= RECHECK:
             optimizer.step()
@@ -307,7 +309,9 @@ def roles(step: Step) -> set[Role]:
 
 def test_each_look_sees_what_the_rules_need_of_it() -> None:
     model = net()
-    trial = fanin.check(model, batch(), cross_entropy, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)).trial
+    trial = fanin.check(
+        model, batch(), cross_entropy, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
+    ).trial
     start, *between, last = trial.train_steps
     assert {Role.WEIGHT, Role.INPUT, Role.OUTPUT, Role.UNINFORMED_LOSS} <= roles(start)
     assert Role.UPDATE not in roles(start)

@@ -6,7 +6,19 @@ import math
 
 import pytest
 
-from fanin.race import EARLIEST, MOVED, POOR, Heat, Outcome, Race, RaceOptions, race_passes
+from fanin.race import (
+    CLEAR,
+    EARLIEST,
+    LEAST,
+    LEVEL,
+    MOVED,
+    POOR,
+    Heat,
+    Outcome,
+    Race,
+    RaceOptions,
+    race_passes,
+)
 
 NOISE = (0.01, -0.01, 0.02, -0.02, 0.0)
 
@@ -79,11 +91,29 @@ def test_a_negative_baseline_is_no_obstacle() -> None:
 
 
 def test_it_ends_early_where_more_would_show_nothing_new() -> None:
-    assert race(1.0, 0.3).decided
-    assert race(0.3, 0.3).decided
-    assert not race(0.7, 0.3).decided  # behind, but how far?
-    assert not race(1.0, 0.8).decided
-    assert not race(1.0, 0.3, steps=EARLIEST - 1).decided
+    assert race(0.3, 0.3).caught_up
+    assert not race(0.45, 0.3).caught_up
+    assert not race(0.3, 0.3, steps=EARLIEST - 1).caught_up
+    assert not race(0.8, 0.8).caught_up  # level, and neither has learned enough to compare
+
+
+def test_who_is_far_behind_at_the_usual_length_gets_time_to_catch_up() -> None:
+    assert race(0.3, 0.3).is_clear
+    assert race(0.45, 0.3).is_clear
+    assert not race(0.7, 0.3).is_clear
+    assert not race(1.0, 0.3).is_clear
+    assert not race(0.999, 0.999).is_clear
+
+
+def test_where_the_redraw_learns_next_to_nothing_no_weights_are_to_blame() -> None:
+    assert race(1.0, 0.9).outcome is Outcome.UNDECIDED
+    assert race(1.0, 0.8).outcome is Outcome.POOR
+
+
+def test_of_the_redraws_only_those_count_that_went_all_the_way() -> None:
+    early = Heat(1e-3, curve(1.0, 240), curve(0.2, 60))
+    seen = Race((early, Heat(1e-2, curve(1.0, 240), curve(0.5, 240))), uninformed=1.0)
+    assert seen.reference == pytest.approx(0.5, abs=0.02)
 
 
 def test_nothing_raced_is_undecided() -> None:
@@ -107,4 +137,4 @@ def test_its_cost_is_known_beforehand() -> None:
 
 
 def test_thresholds_leave_room() -> None:
-    assert 0 < MOVED < POOR < 1
+    assert 0 < MOVED < LEAST < POOR < CLEAR < LEVEL < 1

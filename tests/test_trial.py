@@ -64,7 +64,8 @@ def test_a_rank_sees_its_own_share_of_the_reference_too() -> None:
     shared = replace(
         TRIAL,
         steps=tuple(
-            replace(s, observations=(*s.observations, replace(s.observations[0], worker=1))) for s in TRIAL.steps
+            replace(s, observations=(*s.observations, replace(s.observations[0], worker=1)))
+            for s in TRIAL.steps
         ),
     )
     assert shared.workers == (0, 1)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from fanin.examine import Report
+    from fanin.target import Target
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -138,15 +139,16 @@ def main() -> None:
 def check(target: str, race: bool, fail_on: str, form: str, color: bool | None, path: str | None) -> int:
     """Judge a model before any training.
 
-    TARGET is MODULE:BUILD. BUILD takes no arguments and returns a model, a batch (inputs, targets) and a loss
-    function, which may be left out where the model returns its own loss.
+    TARGET is MODULE:BUILD. BUILD takes no arguments and returns a model, a batch (inputs, targets), a loss function
+    (None where the model returns its own loss), and, if it likes, the optimizer: then five of its steps are looked at
+    too. The model is not changed.
 
     \b
     Examples:
       fanin check model.py:build               a file
       fanin check app.models:build             a module, from here
       fanin check app.models:build --format json -o init.json
-      fanin check model.py:build --race        and train it a little, beside a sound one
+      fanin check model.py:build --race        and train copies a little, beside sound ones
 
     For --race the batch is a DataLoader, a list of batches, or one batch of 64 examples or more.
     """
@@ -154,14 +156,14 @@ def check(target: str, race: bool, fail_on: str, form: str, color: bool | None, 
     from fanin.target import load_target
 
     with redirect_stdout(sys.stderr):  # what their code prints is not the result
-        model, batch, loss_fn = load_target(target)
-        report = examine(model, batch, loss_fn)
+        given = load_target(target)
+        report = examine(*given, optimizer=given.optimizer)
         if race:
-            report = _raced(report, model, batch, loss_fn)
+            report = _raced(report, given)
     return _show(report, fail_on, form, color, path)
 
 
-def _raced(report: Report, model: Any, batch: Any, loss_fn: Any) -> Report:
+def _raced(report: Report, given: Target) -> Report:
     """The report with a race, or without one where Ctrl-C ends it."""
     from rich.console import Console
     from rich.progress import Progress
@@ -172,7 +174,7 @@ def _raced(report: Report, model: Any, batch: Any, loss_fn: Any) -> Report:
     options = RaceOptions()
     click.echo(
         f"race: up to {options.passes} forward and backward passes on copies of the model, and"
-        f" {options.most / options.steps:.1f} times as many where nothing moves; Ctrl-C ends it",
+        f" {options.most / options.steps:.1f} times as many while it lags behind; Ctrl-C ends it",
         err=True,
     )
     console = Console(stderr=True)
@@ -180,7 +182,8 @@ def _raced(report: Report, model: Any, batch: Any, loss_fn: Any) -> Report:
         with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
             task = bar.add_task("race", total=options.steps)
             show = partial(_advance, bar, task)
-            return raced(report, model, batch, loss_fn, options=replace(options, on_progress=show))
+            showing = replace(options, on_progress=show)
+            return raced(report, *given, options=showing, optimizer=given.optimizer)
     except KeyboardInterrupt:
         click.echo("race: interrupted; the verdict is without it", err=True)
         return report

@@ -29,7 +29,7 @@ def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
     found = _origins(trial.spec, [f for f in findings if f.severity is not Severity.NOTE])
     origins = tuple(o for o in found if _is_fault(o))
     explained = {layer for o in origins for layer in (*_reach(o.finding), *o.downstream)}
-    unusual = [o.finding for o in found if o not in origins]
+    unusual = [o.finding for o in found if o not in origins and o.finding.severity is not Severity.CLUE]
     noted = [*unusual, *(f for f in findings if f.severity is Severity.NOTE)]
     notes = [replace(f, severity=Severity.NOTE) for f in noted if f.layer not in explained]
     verdict = _verdict(origins, missing)
@@ -69,7 +69,7 @@ def _settled(trial: Trial, finding: Finding) -> Finding:
     question of the weights, stays what it is."""
     won = trial.race is not None and trial.race.outcome is Outcome.HEALTHY
     certain = finding.cause in (Cause.NON_FINITE_PARAMETER, Cause.NON_FINITE_SIGNAL, Cause.NON_FINITE_INPUT)
-    if won and not certain and finding.severity is not Severity.NOTE:
+    if won and not certain and finding.severity not in (Severity.NOTE, Severity.CLUE):
         return replace(finding, severity=Severity.NOTE)
     return finding
 

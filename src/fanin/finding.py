@@ -27,11 +27,12 @@ class Scope(StrEnum):
 
 class Severity(StrEnum):
     """What training makes of it: a FAULT spoils it or slows it down much; a SUSPECT is unusual in itself and is the
-    fault where the signal shows that something is, as its origin, and otherwise a note; from a NOTE training recovers
-    anyway."""
+    fault where the signal shows that something is, as its origin, and otherwise a note; a CLUE is the same and
+    otherwise not worth a word, since many sound networks have it; from a NOTE training recovers anyway."""
 
     FAULT = "fault"
     SUSPECT = "suspect"
+    CLUE = "clue"
     NOTE = "note"
 
 

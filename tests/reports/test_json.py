@@ -12,8 +12,8 @@ from fanin.reports import render
 from reports.trials import CASES, HOSTILE
 
 KEYS = [
-    "schema_version", "tool", "verdict", "confidence", "decided_by", "not_looked_at", "why", "next", "findings", "missing", "documented", "layers", "coverage",
-    "steps", "losses", "race", "environment",
+    "schema_version", "tool", "verdict", "confidence", "decided_by", "not_looked_at", "why", "next", "findings",
+    "missing", "documented", "layers", "coverage", "steps", "losses", "race", "environment",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from fanin.errors import StoreError, TrialExistsError, TrialNotFoundError
 from fanin.stores.base import Store
 from fanin.stores.memory import MemoryStore
 from fanin.stores.parquet import ParquetStore
-from fanin.trial import ActivationSpec, Mode, ModelSpec, Step
+from fanin.trial import NETWORK_INPUT, RECHECK, ActivationSpec, Mode, ModelSpec, Role, Step
 
 from .samples import EMPTY, SPEC, layer, observation, plain, step
 
@@ -55,6 +55,27 @@ def test_what_is_written_comes_back(store: Store) -> None:
     assert trial.about == RUN
     assert trial.uri == store.uri
     assert trial.complete
+
+
+def test_a_reference_and_every_role_come_back(store: Store) -> None:
+    everything = tuple(observation(0, role=role) for role in Role)
+    alone = replace(observation(1, role=Role.UNINFORMED_LOSS), layer=NETWORK_INPUT, shape=(1,))
+    steps = (
+        Step(0, Mode.TRAIN, (*everything, alone), {0: 2.0}),
+        Step(RECHECK, Mode.TRAIN, everything, {0: 1.0}),
+        Step(0, Mode.REFERENCE, everything, {0: 1.5}),
+    )
+    write(store, *steps)
+    trial = store.load()
+    assert plain(trial.steps) == plain(steps)
+    assert plain(trial.reference) == plain(steps[2])
+    assert plain(trial.looks(Role.UPDATE)) == plain(steps[:2])
+
+
+def test_gates_and_sums_come_back(store: Store) -> None:
+    joined = (replace(layer("gated"), joins="product", inputs=("a", "b")), replace(layer("sum"), joins="sum"))
+    write(store, step(0), spec=replace(SPEC, layers=joined))
+    assert store.load().spec.layers == joined
 
 
 def test_nan_infinite_and_absent_losses_come_back(store: Store) -> None:

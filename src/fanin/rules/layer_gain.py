@@ -75,7 +75,8 @@ class LayerGain(Rule):
     When it is wrong
     ----------------
     muP, residual scaling and unit-scaled networks draw layers of different roles differently on purpose; they show as
-    notes at most. What an unknown activation needs is not known.
+    notes at most. Weights that are off everywhere are not mentioned unless another rule finds that the signal suffers:
+    N(0, 0.02) and framework defaults are, and train. What an unknown activation needs is not known.
 
     Fix
     ---
@@ -143,7 +144,7 @@ class LayerGain(Rule):
             layers=tuple(dict.fromkeys(d.layer.path for d in off)),
             tensor=name,
             source=first.weight.source,
-            severity=Severity.SUSPECT,
+            severity=Severity.SUSPECT if scope is Scope.LAYER else Severity.CLUE,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from fanin.errors import UsageError
 
@@ -122,7 +123,7 @@ def _parameters(model: nn.Module) -> Callable[[], None]:
     if not can_be_changed(model):
         return _verified([(p, _checksum(p)) for p in parameters])
     # Version counters go back too: a graph that waits for its backward pass would refuse parameters that were stepped.
-    saved = [(p, p.detach().clone(), torch.autograd._unsafe_preserve_version_counter(p)) for p in parameters]
+    saved = [(p, p.detach().clone(), _unsafe_preserve_version_counter(p)) for p in parameters]
 
     def restore() -> None:
         for parameter, before, version in saved:
