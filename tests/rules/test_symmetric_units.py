@@ -209,13 +209,12 @@ def test_a_recurrent_cell_is_judged_by_its_gradients() -> None:
     assert (finding.layers, finding.severity) == (HIDDEN, Severity.FAULT)
 
 
-def test_twins_up_to_a_factor_are_a_fault_in_a_plain_stack_of_five_and_a_suspect_elsewhere() -> None:
-    deep, shallow = mlp(init=tiled(HE), overrides=weights("head", init=HE)), mlp((32,) * 4 + (10,), tiled(HE))
-    assert [f.severity for f in judged(deep)] == [Severity.FAULT]
-    assert [f.severity for f in judged(shallow)] == [Severity.SUSPECT]
+def test_twins_up_to_a_factor_are_a_fault_in_a_plain_stack_of_five_and_a_suspect_beside_sums() -> None:
+    """Twins whose gradients are equal are a fault wherever they are."""
+    stack, residual = mlp(init=tiled(HE)), mlp(init=tiled(HE), residual=True)
+    assert [f.severity for f in judged(stack)] == [Severity.FAULT]
+    assert [f.severity for f in judged(residual)] == [Severity.SUSPECT]
     assert [f.severity for f in judged(mlp((32,) * 4 + (10,), constant(0.05)))] == [Severity.FAULT]
-    residual = mlp((32,) * 6 + (10,), tiled(HE), residual=True)
-    assert Severity.FAULT not in {f.severity for f in judged(residual)}
 
 
 @pytest.mark.parametrize("changes", [{"trainable": False}, {"tied_to": "embedding.weight"}])

@@ -105,7 +105,9 @@ class EmbeddingScale(Rule):
 
     code: ClassVar[str] = "FAN412"
     name: ClassVar[str] = "embedding-too-large"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need(Role.WEIGHT), Need(Role.INPUT), Need(Role.OUTPUT)})
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {Need(Role.WEIGHT), Need(Role.INPUT), Need(Role.OUTPUT, reference=True)}
+    )
 
     def check(self, trial: Trial) -> Iterator[Finding | Missing]:
         """One finding for each table at fault, or one for all where there are several and all are."""

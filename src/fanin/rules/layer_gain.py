@@ -99,6 +99,8 @@ class LayerGain(Rule):
             return
         last = head(trial.spec)
         hidden = [d for d in drawn if last is None or d.layer.path != last.path]
+        if not hidden:
+            return  # one layer with several weights, such as an attention with projections of its own
         usual = median(d.excess for d in hidden)
         single = [d for d in hidden if _stands_out(d, usual)]
         yield from (self._finding([d], Scope.LAYER) for d in single)

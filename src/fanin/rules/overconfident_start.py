@@ -34,6 +34,10 @@ UNUSUAL = 0.7
 """Decades from which the start is worth a note: a factor of 5 (theory: healthy 95th percentile 8, mostly heads that an
 adaptive optimizer brings down within a few steps)."""
 
+TRIVIAL = 1e-35
+"""Uninformed loss, relative to the first one, below which a constant output is perfect: an optimum found by descent,
+whose true value is zero."""
+
 OVERSIZED = 1.0
 """Decades of excess variance in the head's weight that make the head the cause, as CLIFF in `propagation`."""
 
@@ -78,7 +82,7 @@ class OverconfidentStart(Rule):
     name: ClassVar[str] = "overconfident-start"
     needs: ClassVar[frozenset[Need]] = frozenset(
         {
-            Need(Role.UNINFORMED_LOSS),
+            Need(Role.UNINFORMED_LOSS, reference=True),
             Need(Role.TARGET, units=True),
             Need(Role.WEIGHT),
             Need(Role.OUTPUT, units=True),
@@ -90,13 +94,20 @@ class OverconfidentStart(Rule):
         step = trial.start
         if step is None:
             return
-        excess = decades(step.loss / uninformed_loss(step)) if uninformed_loss(step) > 0 else 0.0
+        excess = self._excess(step, step)
+        if trial.reference is not None and step.loss > 0 and trial.reference.loss > 0:
+            # What a sound draw of the same network costs too is no matter of this draw: a batch of one class, say.
+            excess = min(excess, decades(step.loss / trial.reference.loss))
         if excess > UNUSUAL and all(self._excess(look, step) > UNUSUAL for look in trial.train_steps[-1:]):
             yield self._finding(trial, step, excess)
 
     def _excess(self, look: Step, start: Step) -> float:
-        """At a later step; one without a loss says nothing against the first."""
-        return decades(look.loss / uninformed_loss(start)) if look.loss == look.loss else inf
+        """At a step; a later one without a loss says nothing against the first. Nothing is known where a constant
+        output is next to perfect: every network starts far above that."""
+        constant = uninformed_loss(start)
+        if not constant > TRIVIAL * abs(start.loss):
+            return 0.0
+        return decades(look.loss / constant) if look.loss == look.loss else inf
 
     @classmethod
     def examples(cls) -> Iterator[Example]:

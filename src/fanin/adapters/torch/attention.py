@@ -20,6 +20,9 @@ EXAMPLES = 4
 QUERIES = 64
 """Queries of each sample and head that are looked at, evenly spaced."""
 
+HEADS = 16
+"""Heads of a sample that are looked at where batch and heads share an axis."""
+
 MASKED = -9000.0
 """Logits this far below their row's largest one were masked; the usual masks are -inf, the format's lowest value and
 -10000."""
@@ -35,6 +38,13 @@ def attention_entropy(
 
     A softmax counts as attention over the last axis of a tensor [..., queries, keys] with at least three axes.
     """
+    try:
+        return _measured(func, args, kwargs)
+    except Exception:  # noqa: BLE001  # exotic layouts and shapes: this is evidence besides others, never worth a fault
+        return None
+
+
+def _measured(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     if func is F.scaled_dot_product_attention:
         logits = _dot_product(
             *_named(args, kwargs, ("query", "key", "value", "attn_mask", "dropout_p", "is_causal"))
@@ -63,14 +73,22 @@ def _dot_product(
     """softmax(q kᵀ / √d + mask): its argument."""
     if query.ndim < 3 or key.is_nested or query.is_nested:
         return None
-    q, k = _few(query).float(), _few(key).float()
+    rows = _rows(
+        query.shape[-2], query.device
+    )  # chosen first: all of them would take memory of queries x keys
+    q, k = _few(query)[..., rows, :].float(), _few(key).float()
     if q.ndim == 4 and k.shape[1] != q.shape[1]:  # grouped queries
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     logits = q @ k.transpose(-2, -1) * (scale or 1 / sqrt(q.shape[-1]))
     if causal:
-        seen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+        seen = torch.arange(logits.shape[-1], device=logits.device) <= rows[:, None]
         return logits.masked_fill(~seen, -torch.inf)
-    return _masked(logits, mask)
+    return _masked(logits, mask[..., rows, :] if isinstance(mask, Tensor) and mask.shape[-2] > 1 else mask)
+
+
+def _rows(queries: int, device: torch.device) -> Tensor:
+    """Indices of the queries that are looked at."""
+    return torch.arange(0, queries, max(1, -(-queries // QUERIES)), device=device)
 
 
 def _masked(logits: Tensor, mask: Any) -> Tensor:
@@ -98,8 +116,9 @@ def _packed(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
         for x, w, b in zip((query, key), halves, parts, strict=True)
         if isinstance(w, Tensor)
     )
-    logits = q.float() @ k.float().transpose(-2, -1) / sqrt(q.shape[-1])
-    mask = kwargs.get("attn_mask")
+    rows, mask = _rows(q.shape[-2], q.device), kwargs.get("attn_mask")
+    mask = mask[..., rows, :] if isinstance(mask, Tensor) and mask.shape[-2] > 1 else mask
+    logits = q[..., rows, :].float() @ k.float().transpose(-2, -1) / sqrt(q.shape[-1])
     if isinstance(mask, Tensor) and mask.ndim == 3:
         return None if mask.shape[0] < len(q) * heads else _masked_like(logits, mask, heads)
     return _inverted(logits, mask)
@@ -120,12 +139,11 @@ def _of_softmax(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | No
     axis = args[1] if len(args) > 1 else kwargs.get("dim")
     if not isinstance(logits, Tensor) or logits.ndim < 3 or axis not in (-1, logits.ndim - 1):
         return None
-    return _few(logits) if logits.ndim > 3 else logits
+    few = _few(logits) if logits.ndim > 3 else logits[: EXAMPLES * HEADS]
+    return few[..., _rows(few.shape[-2], few.device), :]
 
 
 def _entropy(logits: Tensor) -> Tensor | None:
-    if logits.shape[-2] > QUERIES:
-        logits = logits[..., :: logits.shape[-2] // QUERIES, :]
     allowed = logits > logits.amax(-1, keepdim=True) + MASKED
     choices = allowed.sum(-1)
     p = torch.softmax(logits, -1)

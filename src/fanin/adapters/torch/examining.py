@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fanin.adapters.base import WatchPlan
 from fanin.adapters.torch.describe import is_compiled, output_axis, tensors_in, uncompiled
 from fanin.adapters.torch.looks import beside, optimizer_for, reference_step, updates
-from fanin.adapters.torch.restore import can_be_changed, untouched
+from fanin.adapters.torch.restore import COPY_LIMIT, can_be_changed, untouched
 from fanin.adapters.torch.watching import TorchWatching
 from fanin.errors import BatchError, LossError
 from fanin.measures import head
@@ -26,6 +26,12 @@ TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 
 CAN_RUN_EAGERLY = hasattr(torch.compiler, "set_stance")
 """Whether this torch (2.6 and later) can run a compiled model as it was written."""
+
+TOO_LARGE = (
+    f"the model has more than {COPY_LIMIT // 2**20} MiB of parameters, which are not copied: no optimizer took steps, "
+    "and there is no re-draw to compare with"
+)
+"""A note in the spec."""
 
 BATCH_FORMS = "(inputs, targets), a mapping, a tensor, or an iterable of these such as a DataLoader"
 
@@ -82,19 +88,30 @@ class Looking:
         stepping = optimizer_for(self.model, optimizer)
         self.stepping = type(stepping).__name__
         if not can_be_changed(self.model):
-            return self.start()
+            steps, spec = self.start()
+            return steps, replace(spec, notes=(*spec.notes, TOO_LARGE))
         kept = self._weights()
+        ended: list[str] = []
 
         def take(watching: TorchWatching) -> None:
             for index in range(RECHECK + 1):
-                self.once(watching, index)
-                if index < RECHECK:
-                    stepping.step()
-                    stepping.zero_grad()
+                try:
+                    if index:
+                        stepping.step()
+                        self.model.zero_grad(set_to_none=True)
+                    self.once(watching, index)
+                except Exception as error:
+                    if index == 0 or watching.fault is not None:
+                        raise
+                    ended.append(
+                        f"after {index} steps of {self.stepping} the network could not go on: {error}"
+                    )
+                    return
 
         steps, spec = self._watched(RECHECK + 1, take)
-        pairs = {name: (path, before, now) for name, (path, before, now) in kept.items()}
-        last = replace(steps[-1], observations=(*steps[-1].observations, *updates(pairs)))
+        if ended:
+            return steps, replace(spec, notes=(*spec.notes, " ".join(ended[0].split())[:200]))
+        last = replace(steps[-1], observations=(*steps[-1].observations, *updates(kept)))
         return (*steps[:-1], last), spec
 
     def once(self, watching: TorchWatching, index: int = 0) -> None:
@@ -209,6 +226,8 @@ def _copied(value: Any) -> Any:
         return {k: _copied(v) for k, v in value.items()}
     if type(value) in (tuple, list):
         return type(value)(_copied(v) for v in value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_copied(v) for v in value))
     return value
 
 
@@ -335,7 +354,8 @@ def _differentiate(loss: Tensor, watching: TorchWatching) -> None:
             next_step="look for .detach(), .item(), torch.no_grad() or frozen parameters between model and loss",
         )
     try:
-        loss.backward()
+        # Only into this model: what else the loss is made of (a critic, a perceptual network) gets no gradient from us.
+        loss.backward(inputs=[p for p in watching.model.parameters() if p.requires_grad])
     except Exception as error:
         if watching.fault is not None:
             raise

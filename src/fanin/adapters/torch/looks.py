@@ -5,9 +5,11 @@ All of them change parameters; they run where `restore.untouched` holds copies a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,20 +83,21 @@ def optimizer_for(model: nn.Module, given: Any) -> Optimizer:
 
 
 def _copied(model: nn.Module, given: Optimizer) -> Optimizer:
+    """By its settings, as not every class takes its own defaults; without state, on the same parameters."""
+    held = {id(p): p for group in given.param_groups for p in group["params"]}
     own = {id(p) for p in model.parameters()}
-    groups: list[dict[str, Any]] = []
-    for group in given.param_groups:
-        mine = [p for p in group["params"] if id(p) in own]
-        if mine:
-            groups.append({**group, "params": mine})
-    if not groups:
+    if not own & held.keys():
         raise UsageError(
             "the optimizer holds none of this model's parameters",
-            got=f"{sum(len(g['params']) for g in given.param_groups)} parameters of something else",
+            got=f"{len(held)} parameters of something else",
             expected="an optimizer made from model.parameters()",
             next_step="make the optimizer after the model, or pass a function of parameters",
         )
-    return cast("Callable[..., Optimizer]", type(given))(groups)
+    memo: dict[int, Any] = {**held, id(given.state): defaultdict(dict)}
+    made: Optimizer = deepcopy(given, memo)
+    for group in made.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) in own]
+    return made
 
 
 def updates(weights: dict[str, tuple[str, Tensor, Tensor]]) -> Iterator[Observation]:

@@ -14,11 +14,17 @@ from fanin.adapters.torch.describe import tensors_in
 
 LossFunction = Callable[[Any, Any], Any]
 
+MOST_CALLS = 40
+"""Of the user's loss, which may be costly."""
+
 ITERATIONS = 60
 """Of L-BFGS. The losses in use are convex in the output, and the constant has one value per unit."""
 
 SETTLED = 1e-9
 """Gradient, relative to the loss, below which the constant counts as the best one."""
+
+UNBOUNDED = -1e3
+"""Multiples of its value for zeros below which a loss has no lowest value for a constant (a critic's, a margin's)."""
 
 LARGEST = 4_000_000
 """Elements of an output above which it is not expanded in float64 for every iteration: 32 MiB, a tenth of a second
@@ -101,7 +107,9 @@ def _minimum(examples: Sequence[tuple[Tensor, Any]], loss_fn: LossFunction, unit
     device, width = examples[0][0].device, _precision(examples, loss_fn)
     constant = torch.zeros(shape, dtype=width, device=device, requires_grad=True)
     pairs = [(output.shape, _widened(target, width)) for output, target in examples]
-    descent = torch.optim.LBFGS([constant], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+    descent = torch.optim.LBFGS(
+        [constant], max_iter=ITERATIONS, max_eval=MOST_CALLS, line_search_fn="strong_wolfe"
+    )
     descent.param_groups[0].update(tolerance_grad=SETTLED, tolerance_change=SETTLED)
     seen: list[float] = []
 
@@ -122,7 +130,8 @@ def _minimum(examples: Sequence[tuple[Tensor, Any]], loss_fn: LossFunction, unit
         return mean
 
     descent.step(loss)
-    return min((value for value in seen if isfinite(value)), default=nan) * unit
+    least = min((value for value in seen if isfinite(value)), default=nan)
+    return nan if least < UNBOUNDED else least * unit
 
 
 def _precision(examples: Sequence[tuple[Tensor, Any]], loss_fn: LossFunction) -> torch.dtype:
