@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fanin.finding import Verdict
+from fanin.race import Heat, Race
 from fanin.reports import render
 from reports.trials import CASES, HOSTILE
 
@@ -63,6 +65,26 @@ def test_a_finding_holds_all_that_is_known_of_it() -> None:
         "downstream": [f"blocks.{i}.fc1" for i in range(8, 17)],
     }
     assert symptom["symptom_of"] == 0
+
+
+def test_it_says_how_sure_it_is_what_settled_it_and_what_was_left_out() -> None:
+    found, unknown = report("cliff"), report("empty")
+    assert (found["confidence"], found["decided_by"]) == (0.953, "one batch")
+    assert found["not_looked_at"] == [
+        "five steps of training (give check the optimizer)",
+        "a race (--race)",
+    ]
+    assert (unknown["confidence"], unknown["decided_by"], unknown["not_looked_at"]) == (0.0, None, [])
+
+
+def test_a_race_is_told_by_how_it_ended() -> None:
+    trial, diagnosis = CASES["cliff"]()
+    losses = (2.0, *[1.0] * 7)
+    ran = Race((Heat(1e-3, (2.0,) * 8, losses),), uninformed=2.0, batches=4)
+    found = json.loads(render("json", replace(trial, race=ran), diagnosis))["race"]
+    assert (found["outcome"], found["steps"], found["learning_rates"]) == ("poor", 8, [1e-3])
+    assert (found["progress"], found["reference_progress"], found["uninformed_loss"]) == (0.0, 0.5, 2.0)
+    assert report("cliff")["race"] is None
 
 
 def test_values_that_json_lacks_are_strings() -> None:

@@ -113,6 +113,9 @@ def cliff() -> Judged:
         next_step="Draw blocks.7.fc1.weight with he_normal: torch.nn.init.kaiming_normal_(w, nonlinearity='relu').",
         documented=Verdict.POOR,
         documented_findings=documented(820.0),
+        confidence=0.953,
+        decided_by="one batch",
+        not_looked_at=("five steps of training (give check the optimizer)", "a race (--race)"),
     )
 
 
@@ -145,6 +148,9 @@ def healthy() -> Judged:
         ),
         documented=Verdict.POOR,
         documented_findings=documented(12.0),
+        confidence=0.95,
+        decided_by="race",
+        not_looked_at=("five steps of training",),
         disagreement="its ratio compares layers that have no reason to be alike: the head is drawn small on purpose.",
     )
 
