@@ -211,7 +211,9 @@ _TEST = (
         "resnet6-nonorm", partial(conv.NormFreeResNet, 8, 3), "test", "norm-free resnet", _paths(3, "conv2")
     ),
     _cnn("mobilenet2-bn", partial(conv.MobileNet, 8, 2), "test", "mobilenet", _paths(2, "project")),
-    Architecture("unet-plain", "unet", "test", partial(conv.UNet, 6), tasks.digits_denoising, "head", batch_size=16),
+    Architecture(
+        "unet-plain", "unet", "test", partial(conv.UNet, 6), tasks.digits_denoising, "head", batch_size=16
+    ),
     Architecture(
         "postln-encoder3",
         "post-norm encoder",

@@ -26,7 +26,14 @@ EVERY_STEP = frozenset({Role.WEIGHT_GRAD, Role.ACTIVATION_INPUT})
 """Roles that the documented rule wants at every step."""
 
 EVERYTHING = frozenset(
-    Need(role, every_step=role in EVERY_STEP, recheck=True, reference=True, histogram=role in HISTOGRAMS, units=True)
+    Need(
+        role,
+        every_step=role in EVERY_STEP,
+        recheck=True,
+        reference=True,
+        histogram=role in HISTOGRAMS,
+        units=True,
+    )
     for role in Role
 )
 
@@ -59,7 +66,11 @@ def captured(case: Case) -> Trial:
 
 def path_of(folder: Path, case: Case) -> Path:
     """Where a case's trial lies."""
-    return folder / case.architecture.name / f"{case.initialization.name}-{case.condition.name}-{case.seed}.pickle"
+    return (
+        folder
+        / case.architecture.name
+        / f"{case.initialization.name}-{case.condition.name}-{case.seed}.pickle"
+    )
 
 
 def main() -> None:

@@ -83,7 +83,8 @@ def cases(only: str | None = None, seeds: tuple[int, ...] = SEEDS) -> list[Case]
         for init, condition in pairs
         for each in (chosen if seed == SEEDS[0] else sorted(chosen, key=lambda one: one.split != "test"))
         if init.name in applicable[each.name] and condition.applies(_task(each.name))
-        if seed == SEEDS[0] or condition is CONDITIONS[0]  # what is no fault of the weights needs no second draw
+        if seed == SEEDS[0]
+        or condition is CONDITIONS[0]  # what is no fault of the weights needs no second draw
     ]
 
 
