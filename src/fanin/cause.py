@@ -67,7 +67,8 @@ class Cause(Enum):
         "zero_path",
         "zeros that no gradient can leave",
         "two layers in a row initialized to zero, or a zero layer behind an activation that is flat at zero",
-        "draw all but one of the layers on the path at random; one zero layer on a path is fine",
+        "draw the layers on the path at random; a single layer of zeros is fine only where what follows is not flat at "
+        "zero",
         True,
     )
     SYMMETRIC_UNITS = (

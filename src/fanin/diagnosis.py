@@ -211,6 +211,11 @@ def _why(trial: Trial, verdict: Verdict, origins: Sequence[Origin], missing: Seq
         return f"{finding.cause.title}: {finding.message}" if finding.cause else finding.evidence
     if verdict is Verdict.UNDECIDED:
         return next(m.what for m in missing if m.blocks)
+    if trial.race is not None and _race_settles(trial):
+        return (
+            f"in a race of {trial.race.steps} steps the network as given makes {trial.race.ratio:.2f} of the progress "
+            "of its sound re-draw, whatever is unusual about it"
+        )
     path = stretch(trial)
     if path is None:
         return (
