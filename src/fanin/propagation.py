@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf, log, log10, sqrt
+from math import inf, log, log10, nan, sqrt
 
 from fanin.cause import Cause
 from fanin.finding import Finding, Scope, Severity
+from fanin.measures import decades
 from fanin.scheme import gain, scheme_for
 from fanin.summary import Interval, TensorSummary
 from fanin.trial import Kind, LayerSpec, Observation, ParameterSpec, Role, Step, Trial
@@ -192,6 +193,17 @@ def _link(
         variance_in=taken.summary.unit_variance,
         rms=drawn.rms,
     )
+
+
+def drawn_excess(layer: LayerSpec, step: Step) -> float:
+    """log10(fan_in E[w²] / gain²) of a layer's first weight that is not all zeros; nan where it is not known."""
+    seen = step.of(Role.WEIGHT)
+    for weight in layer.weights:
+        drawn = seen.get(layer.parameter_path(weight))
+        if drawn and weight.fan_in and len(weight.shape) >= 2 and not drawn.summary.is_zero:
+            needed = (gain(layer.input_activation) or 1.0) ** 2
+            return decades(weight.fan_in * drawn.summary.second_moment / needed)
+    return nan
 
 
 def blamed(path: Stretch, sign: int) -> tuple[tuple[tuple[Link, ...], Scope], ...]:

@@ -12,9 +12,9 @@ import numpy as np
 
 from fanin.cause import Cause
 from fanin.finding import Finding, Missing, Scope, Severity
-from fanin.measures import decades, mixing
+from fanin.measures import mixing
+from fanin.propagation import drawn_excess
 from fanin.rule import Example, Need, Rule
-from fanin.scheme import gain
 from fanin.summary import Floats, Interval
 from fanin.synthetic import seen
 from fanin.trial import RECHECK, Kind, LayerSpec, Mode, Role, Step, Trial
@@ -156,14 +156,10 @@ class AttentionSaturation(Rule):
 
 def _all_too_large(trial: Trial) -> bool:
     """Whether the weights of most layers are, not only those of queries and keys: then that is the cause."""
-    seen = trial.start.of(Role.WEIGHT) if trial.start else {}
-    excesses = [
-        decades(w.fan_in * seen[name].summary.second_moment / (gain(layer.input_activation) or 1.0) ** 2)
-        for layer in mixing(trial.spec)
-        for w in layer.weights
-        if w.fan_in and (name := layer.parameter_path(w)) in seen and len(w.shape) >= 2
-    ]
-    return bool(excesses) and median(excesses) > TOO_LARGE
+    start = trial.start
+    drawn = [drawn_excess(layer, start) for layer in mixing(trial.spec)] if start else []
+    known = [excess for excess in drawn if excess == excess]
+    return bool(known) and median(known) > TOO_LARGE
 
 
 def entropies(step: Step) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import inf, nan
+from math import inf
 from statistics import median
 from typing import ClassVar
 
@@ -11,8 +11,9 @@ from fanin import synthetic
 from fanin.cause import Cause
 from fanin.finding import Finding, Missing, Severity
 from fanin.measures import decades, has_attention, head, mixing, uninformed_loss
+from fanin.propagation import drawn_excess
 from fanin.rule import Example, Need, Rule
-from fanin.scheme import HE_NORMAL, LECUN_NORMAL, gain
+from fanin.scheme import HE_NORMAL, LECUN_NORMAL
 from fanin.summary import Interval
 from fanin.trial import LayerSpec, ParameterSpec, Role, Step, Trial
 
@@ -156,21 +157,10 @@ def _limit(step: Step) -> float:
 def _oversized(last: LayerSpec, trial: Trial, step: Step) -> ParameterSpec | None:
     """The head's weight, where it stands out among the layers by ten times the variance that keeps the scale."""
     excesses = {
-        layer.path: excess for layer in mixing(trial.spec) if (excess := _excess(layer, step)) == excess
+        layer.path: excess for layer in mixing(trial.spec) if (excess := drawn_excess(layer, step)) == excess
     }
     others = [excess for path, excess in excesses.items() if path != last.path]
     usual = max(median(others), 0.0) if others else 0.0
     if excesses.get(last.path, 0.0) - usual <= OVERSIZED:
         return None
     return next((w for w in last.weights if w.fan_in and len(w.shape) >= 2), None)
-
-
-def _excess(layer: LayerSpec, step: Step) -> float:
-    """log10(fan_in E[w^2] / gain^2); nan where it is not known."""
-    seen = step.of(Role.WEIGHT)
-    for weight in layer.weights:
-        drawn = seen.get(layer.parameter_path(weight))
-        if drawn and weight.fan_in and len(weight.shape) >= 2 and not drawn.summary.is_zero:
-            needed = (gain(layer.input_activation) or 1.0) ** 2
-            return decades(weight.fan_in * drawn.summary.second_moment / needed)
-    return nan
