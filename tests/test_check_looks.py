@@ -400,3 +400,17 @@ def test_a_model_too_large_to_be_copied_is_judged_by_one_pass(
     assert "re-draw" in " ".join(report.diagnosis.not_looked_at)
     assert "five steps" in " ".join(report.diagnosis.not_looked_at)
     assert report.trial.adapts is (optimizer is None)
+
+
+@pytest.mark.parametrize("options", [{}, {"race": RaceOptions(steps=12, most=12)}], ids=["check", "race"])
+def test_a_critic_in_the_loss_and_a_loader_s_own_order_stay_as_they_were(options: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    critic = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 1))
+    order = torch.Generator().manual_seed(3)
+    data = torch.utils.data.TensorDataset(torch.randn(128, 8), torch.randn(128, 8))
+    loader = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True, generator=order)
+    before, kept = order.get_state(), {k: v.clone() for k, v in critic.state_dict().items()}
+    fanin.check(model, loader, lambda o, t: (critic(o).squeeze() - t.mean(1)).square().mean(), **options)
+    assert torch.equal(order.get_state(), before)
+    assert all(torch.equal(v, kept[k]) for k, v in critic.state_dict().items())
+    assert all(p.grad is None for p in critic.parameters())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fanin.adapters.base import WatchPlan
 from fanin.adapters.torch.describe import is_compiled, output_axis, tensors_in, uncompiled
 from fanin.adapters.torch.looks import beside, optimizer_for, reference_step, updates
-from fanin.adapters.torch.restore import COPY_LIMIT, can_be_changed, untouched
+from fanin.adapters.torch.restore import COPY_LIMIT, beside_untouched, can_be_changed, untouched
 from fanin.adapters.torch.watching import TorchWatching
 from fanin.errors import BatchError, LossError
 from fanin.measures import head
@@ -45,7 +45,7 @@ def examine(
         torch.inference_mode(False),
         torch.enable_grad(),
         untouched(plain),
-        untouched(loss_fn) if isinstance(loss_fn, nn.Module) else nullcontext(),
+        beside_untouched(plain, loss_fn, batch),
         _uncompiled(plain),
     ):
         _put_in_train_mode(plain)

@@ -21,7 +21,7 @@ from fanin.adapters.torch.examining import (
     batches,
 )
 from fanin.adapters.torch.redraw import redraw
-from fanin.adapters.torch.restore import untouched
+from fanin.adapters.torch.restore import beside_untouched, untouched
 from fanin.adapters.torch.twins import Twin, copy_of, mapped, seed_everything, several
 from fanin.adapters.torch.uninformed import LARGEST, uninformed_loss_of
 from fanin.errors import UsageError
@@ -75,8 +75,7 @@ def race(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(untouched(plain))
         stack.enter_context(_uncompiled(plain))
-        if isinstance(loss_fn, nn.Module):
-            stack.enter_context(untouched(loss_fn))
+        stack.enter_context(beside_untouched(plain, loss_fn, batch))
         course = _Course(plain, several(batches(batch, most)), loss_fn, spec, seed)
         pairs = list(course.pairs(optimizer, learning_rates))
         return course.run(pairs, steps, max(steps, most), on_progress)

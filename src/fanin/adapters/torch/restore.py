@@ -36,6 +36,43 @@ def untouched(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def beside_untouched(model: nn.Module, loss_fn: Any, batch: Any) -> Iterator[None]:
+    """Put back what else a pass may change: modules that the loss holds (itself, bound, in a closure or a partial), and
+    the random state that a loader keeps for its order."""
+    own = {id(module) for module in model.modules()}
+    modules = {id(m): m for m in _modules_in(loss_fn) if id(m) not in own}
+    generators = [(g, g.get_state()) for g in _generators_in(batch)]
+    with ExitStack() as stack:
+        for module in modules.values():
+            stack.enter_context(untouched(module))
+        for generator, state in generators:
+            stack.callback(generator.set_state, state)
+        yield
+
+
+def _modules_in(loss_fn: Any) -> Iterator[nn.Module]:
+    cells = getattr(loss_fn, "__closure__", None) or ()
+    held = [loss_fn, getattr(loss_fn, "__self__", None), getattr(loss_fn, "func", None)]
+    held += [cell.cell_contents for cell in cells if _is_filled(cell)]
+    held += [*(getattr(loss_fn, "__defaults__", None) or ()), *getattr(loss_fn, "args", ())]
+    return (value for value in held if isinstance(value, nn.Module))
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that is not bound yet
+        return False
+
+
+def _generators_in(batch: Any) -> list[torch.Generator]:
+    sampler, chosen = getattr(batch, "sampler", None), getattr(batch, "batch_sampler", None)
+    holders = (batch, sampler, getattr(chosen, "sampler", None))
+    found = (getattr(holder, "generator", None) for holder in holders)
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
 def _random_state(model: nn.Module) -> Callable[[], None]:
     cpu, python = torch.random.get_rng_state(), random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
