@@ -8,6 +8,7 @@ from dataclasses import replace
 from fanin.cause import Cause
 from fanin.confidence import THIN, confidence
 from fanin.finding import Diagnosis, Finding, Missing, Origin, Scope, Severity, Verdict
+from fanin.halves import confirmed
 from fanin.judgement import Result
 from fanin.propagation import stretch
 from fanin.race import Outcome
@@ -24,6 +25,7 @@ def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
     ours = [r for r in results if r is not documented]
     if not ours and documented is not None:
         return _documented_alone(documented)
+    ours = [confirmed(trial, result) for result in ours]
     findings = [_settled(trial, f) for r in ours for f in r.findings]
     missing = tuple(_missing(trial, ours))
     found = _origins(trial.spec, [f for f in findings if f.severity is not Severity.NOTE])

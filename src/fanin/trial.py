@@ -210,6 +210,8 @@ class Observation:
         summary: Its statistics.
         shape, dtype: As it was.
         worker: The rank that saw it.
+        halves: Statistics of its first and second half by examples, of which `summary` is the merger; empty where it
+            was not taken by halves. A check knows them of step 0; no store keeps them.
     """
 
     layer: str
@@ -219,6 +221,7 @@ class Observation:
     shape: tuple[int, ...] = ()
     dtype: str = ""
     worker: int = 0
+    halves: tuple[TensorSummary, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,9 +316,29 @@ class Trial:
         seen = {o.worker for step in self.steps for o in step.observations}
         return tuple(sorted(seen | {w for step in self.steps for w in step.losses}))
 
+    @property
+    def is_halved(self) -> bool:
+        """Whether its start was taken by halves of the batch."""
+        return self.start is not None and any(seen.halves for seen in self.start.observations)
+
+    def half(self, which: int) -> Trial:
+        """What one half of the batch shows: its observations in place of those of the whole, where they were taken.
+
+        Args:
+            which: 0 or 1.
+        """
+        return replace(self, steps=tuple(_half_of(step, which) for step in self.steps))
+
     def of_worker(self, worker: int) -> Trial:
         """What one rank saw."""
         return replace(self, steps=tuple(_steps_of(self.steps, worker)))
+
+
+def _half_of(step: Step, which: int) -> Step:
+    if not any(seen.halves for seen in step.observations):
+        return step
+    seen = (replace(o, summary=o.halves[which], halves=()) if o.halves else o for o in step.observations)
+    return replace(step, observations=tuple(seen))
 
 
 def _steps_of(steps: tuple[Step, ...], worker: int) -> Iterator[Step]:

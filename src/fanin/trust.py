@@ -131,7 +131,42 @@ THIN_EVIDENCE = Doubt(
     """,
 )
 
-DOUBTS = (NOTHING_SEEN, UNSEEN_WEIGHTS, THIN_EVIDENCE)
+WITHIN_NOISE = Doubt(
+    "FAN904",
+    "within-noise",
+    """One half of the batch shows a fault that the other does not.
+
+    What it detects
+    ---------------
+    A fault of the signal or of the gradient whose rule fires on the whole batch, and not on each of its two halves.
+
+    Why it matters
+    --------------
+    Then it hangs on a few examples: another batch may show it or not, and so may training.
+
+    How it is measured
+    ------------------
+    A check summarizes what the batch does to the network by halves (the first and the second half of its examples) and
+    asks each rule that found a fault about either. The verdict is undecided unless another fault is in both. Where both
+    agree, the interval that the report gives for a measurement covers the values of both: its noise bar.
+
+    When it is wrong
+    ----------------
+    When the two halves are no samples of the same thing, as in a batch that is sorted. Gradients of weights are sums
+    over the whole batch and are not halved; batches of fewer than four examples are not either, nor is what a watch
+    sees of a training.
+
+    Fix
+    ---
+    Give a larger batch, or one that is shuffled; or let it race (`fanin check --race`).
+
+    References
+    ----------
+    Tukey, 1958: Bias and confidence in not-quite large samples (the jackknife, here with two blocks).
+    """,
+)
+
+DOUBTS = (NOTHING_SEEN, UNSEEN_WEIGHTS, THIN_EVIDENCE, WITHIN_NOISE)
 """By code."""
 
 

@@ -44,6 +44,7 @@ class WatchPlan:
         on_step: Receives each finished step, with the model as known by then.
         on_error: Report a fault of ours once and go on without capture, or raise it.
         worker: The rank to record.
+        examples: Examples in the batch, which then is summarized by halves at step 0; 0 where that cannot be told.
     """
 
     needs: frozenset[Need]
@@ -51,6 +52,7 @@ class WatchPlan:
     on_step: Callable[[Step, ModelSpec], None]
     on_error: OnError = "warn"
     worker: int = 0
+    examples: int = 0
 
 
 class Adapter(ABC):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,9 @@ class Detail:
     histogram: bool = False
     units: bool = False
 
+    def __or__(self, other: Detail) -> Detail:
+        return Detail(self.histogram or other.histogram, self.units or other.units)
+
 
 class Needed:
     """What all the rules together want of each role: at step 0, at the second look, and at all others."""
@@ -32,8 +36,15 @@ class Needed:
         self._later: dict[Role, Detail] = {}
         for need in needs:
             for when in self._times(need):
-                known = when.get(need.role, Detail())
-                when[need.role] = Detail(known.histogram or need.histogram, known.units or need.units)
+                when[need.role] = when.get(need.role, Detail()) | Detail(need.histogram, need.units)
+        for when in (self._first, self._again, self._later):
+            self._unite(when)
+
+    def _unite(self, when: dict[Role, Detail]) -> None:
+        """What a layer puts out is often what an activation takes: with the same details one look serves both."""
+        both = [when[role] for role in (Role.OUTPUT, Role.ACTIVATION_INPUT) if role in when]
+        if len(both) > 1:
+            when[Role.OUTPUT] = when[Role.ACTIVATION_INPUT] = both[0] | both[1]
 
     def _times(self, need: Need) -> list[dict[Role, Detail]]:
         again = [self._again] if need.recheck or need.every_step else []
@@ -44,14 +55,45 @@ class Needed:
         return (self._first if step == 0 else self._again if step == RECHECK else self._later).get(role)
 
 
+OF_EXAMPLES = frozenset(
+    {Role.INPUT, Role.OUTPUT, Role.ACTIVATION_INPUT, Role.OUTPUT_GRAD, Role.ATTENTION_ENTROPY}
+)
+"""Tensors whose first axis counts examples, or positions of one example after the other. The gradient of a weight is
+one sum over them. Identical units are told by weights and their gradients, never by these."""
+
+
+LOOKED_AT_TWICE = frozenset({Role.INPUT, Role.OUTPUT, Role.ACTIVATION_INPUT})
+"""One tensor may have several of these roles."""
+
+RECENT = 3
+"""Tensors that are remembered: what one layer puts out is what the next takes and what an activation between them
+takes, one right after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A tensor that has been looked at, as it was then."""
+
+    tensor: Tensor
+    version: int
+    histogram: bool
+    axis: int | None
+    results: list[Measurement | TensorSummary]
+
+    def serves(self, value: Tensor, detail: Detail, axis: int | None) -> bool:
+        """Whether it is the same tensor, with the same values, looked at as closely."""
+        same = self.tensor is value and self.version == value._version
+        return same and self.histogram >= detail.histogram and axis in (None, self.axis)
+
+
 @dataclass(slots=True)
 class Seen:
-    """A tensor, summarized or about to be."""
+    """A tensor, summarized or about to be; in two halves or as a whole."""
 
     layer: str
     shape: tuple[int, ...]
     dtype: str
-    result: Measurement | TensorSummary
+    results: list[Measurement | TensorSummary]
 
 
 def _has_no_values(tensor: Tensor) -> bool:
@@ -68,6 +110,7 @@ class Draft:
         worker: The rank that sees it.
         needed: What to keep.
         before: The trainable parameters when it began.
+        examples: Of the batch, where halves are wanted; otherwise 0.
         loss: Of its first backward pass.
         differentiated: Whether a gradient has arrived.
         stepped: Whether an optimizer has used the gradients.
@@ -78,11 +121,13 @@ class Draft:
     worker: int
     needed: Needed
     before: Snapshot
+    examples: int = 0
     loss: Tensor | float | None = None
     differentiated: bool = False
     stepped: bool = False
     spec: ModelSpec | None = None
     _seen: dict[tuple[Role, str], Seen] = field(default_factory=dict)
+    _recent: deque[Known] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def observe(
         self,
@@ -99,23 +144,65 @@ class Draft:
         if detail is None or ((role, tensor) in self._seen and not again) or _has_no_values(value):
             return
         axis = unit_axis if detail.units and value.ndim > 0 else None
+        results = self._known(role, value, detail, axis) or self._look(role, value, detail, axis)
+        dtype = str(value.dtype).removeprefix("torch.")
+        self._seen[role, tensor] = Seen(layer, tuple(value.shape), dtype, results)
+
+    def _known(
+        self, role: Role, value: Tensor, detail: Detail, axis: int | None
+    ) -> list[Measurement | TensorSummary] | None:
+        if role not in LOOKED_AT_TWICE or value.is_inference():
+            return None
+        return next((known.results for known in self._recent if known.serves(value, detail, axis)), None)
+
+    def _look(
+        self, role: Role, value: Tensor, detail: Detail, axis: int | None
+    ) -> list[Measurement | TensorSummary]:
         # On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form.
         look = summarize if value.device.type == "cpu" else measure
-        result = look(value, histogram=detail.histogram, unit_axis=axis)
-        dtype = str(value.dtype).removeprefix("torch.")
-        self._seen[role, tensor] = Seen(layer, tuple(value.shape), dtype, result)
+        results: list[Measurement | TensorSummary] = [
+            look(
+                part,
+                histogram=detail.histogram,
+                unit_axis=axis,
+                offset=offset,
+                fingerprint=role not in OF_EXAMPLES,
+            )
+            for part, offset in self._parts(role, value, axis)
+        ]
+        if role in LOOKED_AT_TWICE and not value.is_inference():
+            self._recent.append(Known(value, value._version, detail.histogram, axis, results))
+        return results
+
+    def _parts(self, role: Role, value: Tensor, axis: int | None) -> list[tuple[Tensor, int]]:
+        """The tensor, or its halves by examples, each with the position of its units' first value in the whole."""
+        units_first = axis is not None and axis % value.ndim == 0
+        if self.index or role not in OF_EXAMPLES or units_first or not self._counts_examples(value):
+            return [(value, 0)]
+        middle = self.examples // 2 * (len(value) // self.examples)
+        units = value.shape[axis] if axis is not None else 1
+        return [(value[:middle], 0), (value[middle:], value[:middle].numel() // max(1, units))]
+
+    def _counts_examples(self, value: Tensor) -> bool:
+        return self.examples > 1 and value.ndim > 0 and len(value) > 0 and len(value) % self.examples == 0
+
+    def forward_ended(self) -> None:
+        """Let go of activations, which are the network's to keep or to free."""
+        self._recent.clear()
 
     def finished(self) -> Step:
         """The step, after one transfer of whatever is still on a device."""
-        waiting = [(s, s.result) for s in self._seen.values() if isinstance(s.result, Measurement)]
-        for (seen, _), summary in zip(waiting, read([measured for _, measured in waiting]), strict=True):
-            seen.result = summary
-        return Step(self.index, Mode.TRAIN, tuple(self._observations()), self._losses())
+        waiting = [m for seen in self._seen.values() for m in seen.results if isinstance(m, Measurement)]
+        found = iter(read(waiting))
+        observations = tuple(self._observations(found))
+        return Step(self.index, Mode.TRAIN, observations, self._losses())
 
-    def _observations(self) -> Iterable[Observation]:
+    def _observations(self, found: Iterator[TensorSummary]) -> Iterable[Observation]:
+        """In the order in which they were made, which is that of what was read."""
         for (role, tensor), seen in self._seen.items():
-            if isinstance(seen.result, TensorSummary):
-                yield Observation(seen.layer, role, tensor, seen.result, seen.shape, seen.dtype, self.worker)
+            parts = tuple(next(found) if isinstance(r, Measurement) else r for r in seen.results)
+            whole, halves = (parts[0].merge(parts[1]), parts) if len(parts) > 1 else (parts[0], ())
+            yield Observation(seen.layer, role, tensor, whole, seen.shape, seen.dtype, self.worker, halves)
 
     def _losses(self) -> dict[int, float]:
         if self.loss is None:

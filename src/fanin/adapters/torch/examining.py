@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
+from math import isfinite
 from typing import Any
 
 import torch
@@ -33,6 +34,14 @@ TOO_LARGE = (
 )
 """A note in the spec."""
 
+ENOUGH = 4
+"""Examples that can stand for the batch on the re-draw, where each has many positions; twice as many where it has
+none. Over n samples the mean square of a Gaussian is known to a factor of 1 + sqrt(2 / n) where what is looked for is a
+factor of 10, and a unit that is off for half of them is off for all with a probability of 2^-n (8: 0.4 %)."""
+
+LEAST = 2
+"""Examples in a half below which it has no variance over the batch."""
+
 BATCH_FORMS = "(inputs, targets), a mapping, a tensor, or an iterable of these such as a DataLoader"
 
 
@@ -52,7 +61,7 @@ def examine(
         looking = Looking(plain, loss_fn, needs, batches(batch, 1 if optimizer is None else RECHECK + 1))
         steps, spec = looking.train(optimizer) if optimizer is not None else looking.start()
         if can_be_changed(plain) and any(need.reference for need in needs):
-            found = reference_step(plain, spec, needs, looking.once)
+            found = looking.reference(spec)
             steps = (*steps, found) if found is not None else steps
     return Trial(spec, steps, about={"optimizer": looking.stepping} if looking.stepping else {})
 
@@ -68,12 +77,14 @@ class Looking:
         model: In train mode, its state kept by the caller.
         batches: What it is given, one after the other and then from the start.
         stepping: Class of the optimizer that took steps; empty when none did.
+        examples: In the first batch; 0 where that cannot be told.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any, needs: frozenset[Need], given: Sequence[Any]) -> None:
         self.model = model
         self.batches = given
         self.stepping = ""
+        self.examples = examples_in(given[0])
         self._loss_fn = loss_fn
         self._needs = needs
         self._parts: Parts | None = None
@@ -114,9 +125,38 @@ class Looking:
         last = replace(steps[-1], observations=(*steps[-1].observations, *updates(kept)))
         return (*steps[:-1], last), spec
 
+    def reference(self, spec: ModelSpec) -> Step | None:
+        """One pass on a sound re-draw, on a part of the batch where that is enough and the model takes it: what the
+        re-draw is asked for is the scale of things, which a part of the batch shows for a part of the time."""
+        count = max(self.examples // 4, ENOUGH if _has_positions(self.batches[0]) else 2 * ENOUGH)
+        if 2 * count <= self.examples:
+            few = part(self.batches[0], slice(count))
+            found = reference_step(self.model, spec, self._needs, lambda watching: self._pass(watching, few))
+            if found is not None:
+                extent = self._extent(count)
+                return replace(found, losses={rank: extent * loss for rank, loss in found.losses.items()})
+        return reference_step(self.model, spec, self._needs, self.once)
+
+    def _extent(self, count: int) -> float:
+        """The loss over the whole batch in terms of that over so many examples, by its value for zeros: their quotient
+        for a sum over examples, about 1 for a mean; 1 where that cannot be told."""
+        if self._loss_fn is None or self._parts is None or not isinstance(self._output, Tensor):
+            return 1.0
+        try:
+            with torch.no_grad():
+                zeros, target = torch.zeros_like(self._output), self._parts[2]
+                few = part((zeros, target), slice(count))
+                extent = float(self._loss_fn(zeros, target)) / float(self._loss_fn(*few))
+        except Exception:  # noqa: BLE001  # the user's loss may refuse any output but the model's
+            return 1.0
+        return extent if isfinite(extent) and extent > 0 else 1.0
+
     def once(self, watching: TorchWatching, index: int = 0) -> None:
         """One forward and backward pass on a batch."""
-        args, kwargs, target = _parts(self.batches[index % len(self.batches)], self._loss_fn)
+        self._pass(watching, self.batches[index % len(self.batches)], index)
+
+    def _pass(self, watching: TorchWatching, batch: Any, index: int = 0) -> None:
+        args, kwargs, target = _parts(batch, self._loss_fn)
         if index == 0:
             _require_examples((args, kwargs))
             _require_same_device(self.model, (args, kwargs, target))
@@ -131,7 +171,14 @@ class Looking:
         self, steps: int, take: Callable[[TorchWatching], None]
     ) -> tuple[tuple[Step, ...], ModelSpec]:
         seen: list[tuple[Step, ModelSpec]] = []
-        plan = WatchPlan(self._needs, steps, lambda step, spec: seen.append((step, spec)), on_error="raise")
+        examples = self.examples if self.examples >= 2 * LEAST else 0
+        plan = WatchPlan(
+            self._needs,
+            steps,
+            lambda step, spec: seen.append((step, spec)),
+            on_error="raise",
+            examples=examples,
+        )
         watching = TorchWatching(self.model, plan, runs_eagerly=CAN_RUN_EAGERLY)
         try:
             take(watching)
@@ -193,6 +240,27 @@ def batches(given: Any, most: int) -> list[Any]:
     if not found:
         raise BatchError("the iterable of batches is empty", expected=BATCH_FORMS, next_step="pass one batch")
     return found
+
+
+def examples_in(batch: Any) -> int:
+    """How many examples a batch holds; 0 where its tensors do not agree along their first axis."""
+    sizes = {len(t) if t.ndim else 0 for t in tensors_in(batch, depth=5)}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def _has_positions(batch: Any) -> bool:
+    """Whether examples are sequences or images: tokens [batch, positions], or values [batch, ..., ...]."""
+    inputs = next(tensors_in(batch, depth=5), None)
+    return inputs is not None and inputs.ndim > (2 if inputs.is_floating_point() else 1)
+
+
+def part(batch: Any, examples: slice) -> Any:
+    """Some examples of a batch whose tensors all count examples along their first axis."""
+    if isinstance(batch, Tensor):
+        return batch[examples]
+    if isinstance(batch, Mapping):
+        return {key: part(one, examples) for key, one in batch.items()}
+    return type(batch)(part(one, examples) for one in batch) if type(batch) in (tuple, list) else batch
 
 
 def _parts(batch: Any, loss_fn: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

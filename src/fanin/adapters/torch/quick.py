@@ -39,13 +39,15 @@ SPREAD_SHARE = 0.9
 """M2 must be at least this share of Σx²: then the subtraction costs less than a bit."""
 
 
-def quick(values: Tensor, histogram: bool, unit_axis: int | None, offset: int) -> TensorSummary | None:
+def quick(
+    values: Tensor, histogram: bool, unit_axis: int | None, offset: int, fingerprint: bool = True
+) -> TensorSummary | None:
     """The summary of a tensor, or None where the short way would not be exact."""
     if values.dtype is not torch.float32 or values.device.type != "cpu" or not values.numel():
         return None
     if unit_axis is None:
         return _whole(values, histogram)
-    return _by_units(values, histogram, unit_axis, offset)
+    return _by_units(values, histogram, unit_axis, offset, fingerprint)
 
 
 def _whole(values: Tensor, histogram: bool) -> TensorSummary | None:
@@ -68,7 +70,9 @@ def _whole(values: Tensor, histogram: bool) -> TensorSummary | None:
     return TensorSummary(n, 0, 0, zeros, mean, m2, low, high, counts)
 
 
-def _by_units(values: Tensor, histogram: bool, unit_axis: int, offset: int) -> TensorSummary | None:
+def _by_units(
+    values: Tensor, histogram: bool, unit_axis: int, offset: int, fingerprint: bool
+) -> TensorSummary | None:
     """As [before, units, after], whatever the layout: rows of a weight, channels of an image, features of a token."""
     shape, axis = values.shape, range(values.ndim)[unit_axis]
     x = values.reshape(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))
@@ -76,7 +80,8 @@ def _by_units(values: Tensor, histogram: bool, unit_axis: int, offset: int) -> T
     if not SQUARES_FIT[0] < float(torch.maximum(-low, high).max()) < SQUARES_FIT[1]:
         return None
     each = x.shape[0] * x.shape[2]
-    along = _projection(x, projection_weights(each, offset).astype(np.float32))
+    weights = projection_weights(each, offset) if fingerprint else None
+    along = np.zeros(len(low)) if weights is None else _projection(x, weights.astype(np.float32))
     mean, m2 = _moments(x, each, low == high)
     units = UnitSummary(np.full(len(low), each), mean, m2, _wide(low), _wide(high), along)
     centre = float(units.mean.mean())

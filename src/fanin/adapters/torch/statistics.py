@@ -56,7 +56,12 @@ class Measurement:
 
 
 def measure(
-    tensor: Tensor, *, histogram: bool = False, unit_axis: int | None = None, offset: int = 0
+    tensor: Tensor,
+    *,
+    histogram: bool = False,
+    unit_axis: int | None = None,
+    offset: int = 0,
+    fingerprint: bool = True,
 ) -> Measurement:
     """Queue the summary of a tensor.
 
@@ -65,10 +70,11 @@ def measure(
         histogram: Keep counts by log magnitude.
         unit_axis: Keep statistics per index of this axis.
         offset: Position of the first value of each unit in the whole tensor, when this is a piece of it.
+        fingerprint: Keep the projection of each unit, which tells identical ones; zeros otherwise.
     """
     values = _plain(tensor)
     return Measurement(
-        state=_state(values, unit_axis, offset),
+        state=_state(values, unit_axis, offset if fingerprint else None),
         counts=_counts(values) if histogram else None,
         per_unit=unit_axis is not None,
     )
@@ -89,11 +95,19 @@ def read(measurements: Sequence[Measurement]) -> list[TensorSummary]:
 
 
 def summarize(
-    tensor: Tensor, *, histogram: bool = False, unit_axis: int | None = None, offset: int = 0
+    tensor: Tensor,
+    *,
+    histogram: bool = False,
+    unit_axis: int | None = None,
+    offset: int = 0,
+    fingerprint: bool = True,
 ) -> TensorSummary:
-    """The summary of one tensor, read at once."""
-    found = quick(_plain(tensor), histogram, unit_axis, offset)
-    return found or read([measure(tensor, histogram=histogram, unit_axis=unit_axis, offset=offset)])[0]
+    """The summary of one tensor, read at once; arguments as those of `measure`."""
+    found = quick(_plain(tensor), histogram, unit_axis, offset, fingerprint)
+    if found is not None:
+        return found
+    how = {"histogram": histogram, "fingerprint": fingerprint}
+    return read([measure(tensor, unit_axis=unit_axis, offset=offset, **how)])[0]
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -108,7 +122,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return values.cpu() if values.device.type in WITHOUT_FLOAT64 else values
 
 
-def _state(values: Tensor, unit_axis: int | None, offset: int) -> Tensor:
+def _state(values: Tensor, unit_axis: int | None, offset: int | None) -> Tensor:
     """[len(STATISTICS) * columns]: a column for each unit, or for each piece of a tensor without units."""
     if unit_axis is not None:
         rows = values.movedim(unit_axis, 0).unsqueeze(-1).flatten(1)
@@ -123,8 +137,9 @@ def _on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _columns(rows: Tensor, unit_axis: int | None, offset: int) -> Tensor:
-    """[len(STATISTICS), units] of rows [units, values]; the projection only where there is a unit axis."""
+def _columns(rows: Tensor, unit_axis: int | None, offset: int | None) -> Tensor:
+    """[len(STATISTICS), units] of rows [units, values]; the projection only where there is a unit axis and
+    an offset."""
     if rows.numel() == 0:
         return _nothing(len(rows), rows.device)
     wide = rows.double()
@@ -134,7 +149,8 @@ def _columns(rows: Tensor, unit_axis: int | None, offset: int) -> Tensor:
     # Counted over the whole tensor: torch counts along an axis three times slower, and float8 not at all.
     zeros = torch.zeros_like(mean)
     zeros[0] = rows.numel() - torch.count_nonzero(wide if rows.element_size() == 1 else rows)
-    along = mean.new_zeros(len(rows)) if unit_axis is None else kept @ _weights(kept, offset)
+    wanted = unit_axis is not None and offset is not None
+    along = kept @ _weights(kept, offset or 0) if wanted else mean.new_zeros(len(rows))
     m2 = _squared_deviations(kept, mean, count, wide.isfinite() if kept is not wide else None)
     return torch.stack([v.double() for v in (count, nan, inf, zeros, mean, m2, low, high, along)])
 

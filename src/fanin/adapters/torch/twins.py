@@ -11,11 +11,10 @@ from math import isfinite, nan
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from fanin.adapters.torch.describe import tensors_in
-from fanin.adapters.torch.examining import _loss, _parts, _put_in_train_mode
+from fanin.adapters.torch.examining import _loss, _parts, _put_in_train_mode, examples_in, part
 from fanin.errors import BatchError, UsageError
 
 ENOUGH = 16
@@ -125,8 +124,7 @@ def several(found: Sequence[Any]) -> Sequence[Any]:
     """
     if len(found) != 1:
         return found
-    sizes = {len(t) if t.ndim else 0 for t in tensors_in(found[0], depth=5)}
-    size = sizes.pop() if len(sizes) == 1 else 0
+    size = examples_in(found[0])
     if size < PARTS * ENOUGH:
         raise BatchError(
             "a race needs several batches",
@@ -135,12 +133,4 @@ def several(found: Sequence[Any]) -> Sequence[Any]:
             next_step="pass the DataLoader that trains the model",
         )
     each = max(ENOUGH, size // MOST_PARTS)
-    return [_part(found[0], slice(start, start + each)) for start in range(0, size - each + 1, each)]
-
-
-def _part(value: Any, examples: slice) -> Any:
-    if isinstance(value, Tensor):
-        return value[examples]
-    if hasattr(value, "items"):
-        return {key: _part(one, examples) for key, one in value.items()}
-    return type(value)(_part(one, examples) for one in value) if type(value) in (tuple, list) else value
+    return [part(found[0], slice(start, start + each)) for start in range(0, size - each + 1, each)]

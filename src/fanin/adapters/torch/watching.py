@@ -216,7 +216,7 @@ class TorchWatching:
         if self.detached or (self._draft is not None and self._draft.differentiated):
             return
         before = Snapshot(self._trainable, corners=not self._optimizer_seen)
-        self._draft = Draft(self._done, self.plan.worker, self._needed, before)
+        self._draft = Draft(self._done, self.plan.worker, self._needed, before, self.plan.examples)
         self._observe_parameters(self._draft)
 
     def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -253,6 +253,8 @@ class TorchWatching:
         if self._tracer.awake:
             self._tracer.end(output)
             self._take_spec()
+        if self._draft is not None:
+            self._draft.forward_ended()
 
     def _take_spec(self) -> None:
         if self._draft is None or self._draft.spec is not None:
