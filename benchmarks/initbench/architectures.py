@@ -76,10 +76,6 @@ def _rnn() -> nn.Module:
     return sequence.Recurrent(nn.RNN(4, 64, batch_first=True))
 
 
-def _rnn_relu() -> nn.Module:
-    return sequence.Recurrent(nn.RNN(8, 48, nonlinearity="relu", batch_first=True))
-
-
 def _mlp(
     name: str, build: Callable[[], nn.Module], split: str, activation: str = "relu", family: str = "plain mlp"
 ) -> Architecture:
@@ -277,54 +273,7 @@ _TEST = (
     ),
 )
 
-_MORE_TUNE = (
-    Architecture(
-        "postln-encoder2",
-        "post-norm encoder",
-        "tune",
-        partial(sequence.PostNormEncoder, 4, 16, 32, 4, 2),
-        tasks.digits_patches,
-        "head",
-        branch_ends=_paths(2, "attention.out_proj", "fc2"),
-        batch_size=16,
-    ),
-    Architecture(
-        "gpt3-tied",
-        "gpt",
-        "tune",
-        partial(sequence.GPT, tasks.VOCABULARY, tasks.LENGTH, 32, 4, 3, tied=True),
-        tasks.markov_tokens,
-        "head",
-        branch_ends=_paths(3, *_TRANSFORMER_ENDS),
-        activation="gelu",
-        query_key=_paths(3, *_QUERY_KEY),
-        batch_size=16,
-    ),
-    Architecture("rnn-relu", "rnn", "tune", _rnn_relu, tasks.digits_rows, "head"),
-    Architecture(
-        "regression-mlp4-tanh",
-        "regression mlp",
-        "tune",
-        partial(dense.FunctionalMLP, 10, 48, 1, 4, torch.tanh),
-        tasks.diabetes,
-        "head",
-        activation="tanh",
-    ),
-    Architecture(
-        "autoencoder-gelu",
-        "autoencoder",
-        "tune",
-        partial(dense.Autoencoder, (64, 32, 16), nn.GELU),
-        tasks.digits_reconstruction,
-        "head",
-        activation="gelu",
-    ),
-    _mlp("mlp14-gelu", partial(dense.MLP, 64, 48, 10, 14, nn.GELU), "tune", "gelu"),
-)
-"""Added after the first scores, which were lowest for families that the tune split did not have: transformers with tied
-embeddings or norms behind the sums, and plain recurrent networks."""
-
-ARCHITECTURES: tuple[Architecture, ...] = _TUNE + _TEST + _MORE_TUNE
+ARCHITECTURES: tuple[Architecture, ...] = _TUNE + _TEST
 
 
 def _he(model: nn.Module) -> nn.Module:
