@@ -140,6 +140,13 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
+if hasattr(F, "grouped_mm"):
+    ENDS = torch.tensor([2, 5, 8], dtype=torch.int32)
+    CASES["experts by grouped_mm"] = Case(
+        (3, 8, 4), (8, 4), lambda x, w: F.grouped_mm(x, w.mT, offs=ENDS), 4, 8, 1
+    )
+
+
 def only(spec: ModelSpec, kind: Kind) -> tuple[LayerSpec, ParameterSpec]:
     (layer,) = [layer for layer in spec.layers if layer.kind is kind]
     (weight,) = layer.weights
