@@ -62,21 +62,22 @@ class Towers(nn.Module):
 
 
 class Bare(nn.Module):
-    """Weights that belong to no layer."""
+    """Tiny weights that belong to no layer, used as they are or by a product of two, which shows no fans."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, by: Tensor | None = None) -> None:
         super().__init__()
+        self.by = by
         self.weights = nn.ParameterList(0.01 * torch.randn(64, 64) for _ in range(depth))
         self.head = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         for w in self.weights:
-            x = torch.relu(x @ w)
+            x = torch.relu(x @ (w if self.by is None else w @ self.by))
         return self.head(x)
 
 
 def parametrized(depth: int) -> nn.Module:
-    """Tiny weights under weight_norm, which hides them from the layers."""
+    """Tiny weights under weight_norm, which the layers compute anew at each pass."""
     stack = plain(depth, 1e-2)
     for i in range(0, 2 * depth, 2):
         nn.utils.parametrizations.weight_norm(stack[i])
@@ -95,8 +96,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], float, Verdict]] = {
     "sound behind a zero adapter": (lambda: Adapted(plain(8)), 1.0, Verdict.HEALTHY),
     "six shallow towers": (lambda: Towers(6, 3), 1.0, Verdict.HEALTHY),
     "tanh on unscaled input": (lambda: with_head(plain(6, 0.0, nn.Tanh)), 1e3, Verdict.HEALTHY),
-    "bare parameters": (lambda: Bare(15), 1.0, Verdict.UNDECIDED),
-    "parametrized weights": (lambda: with_head(parametrized(15)), 1.0, Verdict.UNDECIDED),
+    "bare parameters": (lambda: Bare(15), 1.0, Verdict.POOR),
+    "bare parameters by another": (lambda: Bare(15, nn.Parameter(torch.eye(64))), 1.0, Verdict.UNDECIDED),
+    "parametrized weights": (lambda: with_head(parametrized(15)), 1.0, Verdict.POOR),
     "the same input throughout": (lambda: with_head(plain(8)), 0.0, Verdict.UNDECIDED),
 }
 

@@ -79,7 +79,7 @@ class ParameterSpec:
     """A parameter of a layer.
 
     Attributes:
-        name: Within its layer, e.g. `weight`.
+        name: Within its layer, e.g. `weight`; empty where the parameter is the layer.
         role: WEIGHT or BIAS; a normalization's gain is a WEIGHT of a NORM layer.
         shape: As the framework stores it.
         dtype: E.g. `float32`.
@@ -87,7 +87,8 @@ class ParameterSpec:
             groups and packed projections counted right; None where not known.
         unit_axis: The axis that counts output units; None where not known.
         trainable: Whether gradients reach it.
-        tied_to: Full name of an earlier parameter that shares its memory.
+        tied_to: Full name of an earlier parameter that shares its memory, or of the weight that is computed from it
+            and others (weight_norm, spectral_norm).
         source: The line that last wrote it; None where that cannot be known.
     """
 
@@ -108,7 +109,8 @@ class LayerSpec:
     """A layer: whatever owns parameters of its own.
 
     Attributes:
-        path: Where it is in the model, e.g. `blocks.7.fc1`.
+        path: Where it is in the model, e.g. `blocks.7.fc1`; of a bare parameter that is used like a layer's weight the
+            parameter's own.
         kind: What it does.
         type_name: The framework's name for it, e.g. `Linear`.
         parameters: Its own parameters.
@@ -137,7 +139,7 @@ class LayerSpec:
 
     def parameter_path(self, parameter: ParameterSpec) -> str:
         """The parameter's full name, e.g. `blocks.7.fc1.weight`."""
-        return f"{self.path}.{parameter.name}" if self.path else parameter.name
+        return ".".join(part for part in (self.path, parameter.name) if part)
 
 
 @dataclass(frozen=True, slots=True)

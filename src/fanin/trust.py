@@ -12,7 +12,8 @@ from fanin.trial import LayerSpec, ParameterSpec, Role, Trial
 
 UNSEEN = 0.5
 """Share of the trained weights that may lie outside layers that ran. Class tokens, positions and the output projection
-of an attention lie there in healthy models and make up a small part; bare and parametrized weights are all of it."""
+of an attention lie there in healthy models and make up a small part; bare weights whose use cannot be told may be all
+of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,9 @@ UNSEEN_WEIGHTS = Doubt(
 
     What it detects
     ---------------
-    Matrices that receive a gradient while the module that owns them is never called: bare parameters used with `@`,
-    weights under `weight_norm` or `spectral_norm`, modules whose parameters others read.
+    Matrices that receive a gradient while neither the module that owns them is called nor any function is seen to sum
+    over them: bare parameters that are reshaped across their axes, multiplied with one another, or computed with before
+    they are used.
 
     Why it matters
     --------------
@@ -82,7 +84,9 @@ UNSEEN_WEIGHTS = Doubt(
     How it is measured
     ------------------
     The values of matrices with a gradient whose layer has no call, as a share of all matrices with a gradient; more
-    than half leaves the verdict undecided.
+    than half leaves the verdict undecided. A bare parameter in a product (`x @ w`, `F.linear`, `bmm`, `einsum`), also
+    through a view of it, is a layer that is called. So is a layer whose weight is computed (`weight_norm`,
+    `spectral_norm`, `orthogonal`): what counts is the weight that it computes with, not what that is made of.
 
     When it is wrong
     ----------------
@@ -90,7 +94,7 @@ UNSEEN_WEIGHTS = Doubt(
 
     Fix
     ---
-    Put the weights into layers such as `nn.Linear`, or check the model before it is parametrized.
+    Put the weights into layers such as `nn.Linear`, or use them in products as they are.
 
     References
     ----------
@@ -179,7 +183,7 @@ def doubts(trial: Trial) -> Iterator[Missing]:
     share = _unseen_share(trial)
     if share > UNSEEN:
         what = f"{share:.0%} of the trained weights belong to no layer that was seen to run"
-        settle = "put bare parameters into layers; check without weight_norm and spectral_norm"
+        settle = "put bare parameters into layers, or use them in products as they are"
         yield Missing(UNSEEN_WEIGHTS.code, what, settle)
     elif not any(layer.calls for layer in trial.spec.weight_layers):
         settle = "check that the model has layers and uses them"
@@ -195,5 +199,5 @@ def _unseen_share(trial: Trial) -> float:
 
 def _trained(trial: Trial, layer: LayerSpec) -> list[ParameterSpec]:
     seen = trial.start.of(Role.WEIGHT_GRAD) if trial.start else {}
-    known = (p for p in layer.weights if len(p.shape) >= 2)
+    known = (p for p in layer.weights if len(p.shape) >= 2 and p.tied_to is None)
     return [p for p in known if f"gradient/{layer.parameter_path(p)}" in seen]

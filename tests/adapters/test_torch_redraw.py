@@ -333,6 +333,60 @@ def test_a_layer_that_is_called_often_is_scaled_at_its_first_call() -> None:
     assert number(inner(DIGITS).square().mean().sqrt()) == pytest.approx(1.0, rel=0.01)
 
 
+class Experts(nn.Module):
+    """Stacked weights without a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = (nn.Parameter(torch.zeros(3, *shape)) for shape in ((64, 96), (96, 64)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 64] to [3, batch, 64]."""
+        return torch.stack([(x @ self.up[i]).relu() @ self.down[i] for i in range(3)])
+
+
+def test_each_expert_gets_a_draw_of_its_own() -> None:
+    model = nn.Sequential(Experts(), nn.ReLU(), nn.Linear(64, 10))
+    redrawn(model, DIGITS)
+    for weight, fan_in in ((model[0].up, 64), (model[0].down, 96)):
+        rms = weight.detach().square().mean(dim=(1, 2)).sqrt() * math.sqrt(fan_in)
+        assert [number(one) for one in rms] == pytest.approx(
+            [1.0 if fan_in == 64 else math.sqrt(2)] * 3, rel=0.2
+        )
+        assert not torch.equal(weight[0], weight[1])
+    outputs = model[0](DIGITS)
+    assert number(outputs.square().mean().sqrt()) == pytest.approx(1.0, rel=0.2)
+
+
+def old_weight_norm(module: nn.Module) -> nn.Module:
+    return nn.utils.weight_norm(module)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, old_weight_norm])
+@pytest.mark.parametrize("build", [lambda: nn.Linear(64, 64), lambda: nn.ConvTranspose1d(64, 64, 1)])
+def test_weight_norm_gets_a_length_that_keeps_the_signal(
+    wrap: Callable[[nn.Module], nn.Module], build: Callable[[], nn.Module]
+) -> None:
+    model = nn.Sequential(wrap(build()), nn.ReLU(), wrap(build()))
+    for p in model.parameters():
+        p.data.fill_(1e-6)
+    x = DIGITS if isinstance(model[0], nn.Linear) else DIGITS[:, :, None]
+    with torch.no_grad():
+        model(x)  # so that the old one's weight can be copied
+    output = redrawn(model, x)
+    assert number(output.square().mean().sqrt()) == pytest.approx(1.0, rel=0.2)
+
+
+def test_what_spectral_norm_divides_by_is_kept() -> None:
+    model = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Linear(64, 64)), nn.ReLU(), nn.Linear(64, 9)
+    )
+    before = model[0].parametrizations.weight.original.detach().clone()
+    redrawn(model, DIGITS)
+    assert torch.equal(model[0].parametrizations.weight.original, before)
+
+
 def test_what_the_pass_raises_passes_and_modes_come_back() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Dropout(), nn.Linear(64, 10))
     spec = spec_of(model, DIGITS)

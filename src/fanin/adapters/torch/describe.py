@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from fanin.adapters.torch.sources import line_of
 from fanin.trial import Kind, LayerSpec, ModelSpec, ParameterSpec, Role
@@ -24,8 +25,18 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         path: module
         for path, module in model.named_modules()
-        if kind_of(module) is Kind.NORM or any(p is not None for p in module._parameters.values())
+        if kind_of(module) is Kind.NORM
+        or any(p is not None for p in module._parameters.values())
+        or is_parametrized(module)
     }
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module of a layer; None of one that is a function or a bare weight."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -150,7 +161,12 @@ def _parameter_spec(
 
 
 def fans(module: nn.Module, name: str, weight: Tensor) -> Fans:
-    """True fan_in and fan_out of a weight: terms in one output's sum, and outputs that one input reaches."""
+    """True fan_in and fan_out of a weight: terms in one output's sum, and outputs that one input reaches.
+
+    Of the weights that a class is known for; others of its module are known by their uses alone (`bare`).
+    """
+    if name != "weight" and kind_of(module) in _ONE_WEIGHT:
+        return UNKNOWN
     for recognizes, of in _FANS:
         if recognizes(module):
             return of(module, name, weight)
@@ -205,6 +221,9 @@ def _attention(module: nn.Module, name: str, weight: Tensor) -> Fans:
     packed = 3 if name == "in_proj_weight" else 1
     return weight.shape[1], weight.shape[0] // packed, 0
 
+
+_ONE_WEIGHT = frozenset({Kind.LINEAR, Kind.CONV, Kind.CONV_TRANSPOSE, Kind.EMBEDDING})
+"""Kinds whose class has one weight, called so; what it is made of (`weight_v`), or a factor beside it, is another."""
 
 _FANS: tuple[tuple[Callable[[nn.Module], bool], Callable[[nn.Module, str, Tensor], Fans]], ...] = (
     (lambda m: kind_of(m) is Kind.LINEAR, _linear),

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fanin import measures
-from fanin.adapters.torch.targets import MIXING, is_deep_and_plain, is_normalized_trunk
+from fanin.adapters.torch.targets import is_deep_and_plain, is_normalized_trunk
 from fanin.scheme import GLOROT_UNIFORM, gain
 from fanin.trial import NETWORK_INPUT, Kind, LayerSpec, ModelSpec, ParameterSpec, Role
 
@@ -60,6 +60,9 @@ class Drawing:
         self._head = measures.head(spec)
         self._layers = {layer.path: layer for layer in spec.layers}
         self._tied = {p.tied_to for layer in spec.layers for p in layer.parameters if p.tied_to}
+        own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        computed = [(layer.parameter_path(p), layer, p) for layer in spec.layers for p in layer.weights]
+        self._effective = {full: (layer, p) for full, layer, p in computed if full not in own}
         self._orthogonal = is_deep_and_plain(spec)
 
     def everything(self) -> None:
@@ -67,9 +70,13 @@ class Drawing:
         with torch.no_grad():
             for layer in self._layers.values():
                 for parameter in layer.parameters:
-                    tensor = self._tensor(layer, parameter) if parameter.tied_to is None else None
+                    tensor = self._tensor(layer, parameter) if self._is_own(parameter) else None
                     if tensor is not None:
                         self._draw(layer, parameter, tensor)
+
+    def _is_own(self, parameter: ParameterSpec) -> bool:
+        """Whether it is no other's memory: it is tied to nothing, or to a weight that is computed from it."""
+        return parameter.tied_to is None or parameter.tied_to in self._effective
 
     def _tensor(self, layer: LayerSpec, parameter: ParameterSpec) -> nn.Parameter | None:
         try:
@@ -97,7 +104,7 @@ class Drawing:
             return self._draw_recurrent
         if layer.kind is Kind.EMBEDDING:
             return self._draw_embedding if matrix else self._draw_bare
-        if matrix and parameter.fan_in and (layer.kind not in MIXING or parameter.name == "weight"):
+        if matrix and parameter.fan_in:
             return self._draw_sine if _is_first_sine(layer) else self._draw_mixing
         if parameter.role is Role.BIAS and (layer.kind is not Kind.OTHER or parameter.name == "bias"):
             return self._draw_sine if _is_first_sine(layer) else self._draw_zeros
@@ -186,8 +193,9 @@ class Drawing:
         """The direction is drawn like a weight, and the length is that of the direction."""
         if parameter.name in ("weight_g", "original0"):
             return
-        around = self._layers.get(layer.path.removesuffix(".parametrizations.weight"), layer)
-        self._normal(tensor, (gain(around.input_activation) or 1.0) / sqrt(max(1, tensor[0].numel())))
+        around, whole = self._effective.get(parameter.tied_to or "", (layer, parameter))
+        fan_in = whole.fan_in or max(1, tensor[0].numel())
+        self._normal(tensor, (gain(around.input_activation) or 1.0) / sqrt(fan_in))
         other = next(p for p in layer.parameters if p.name in ("weight_g", "original0"))
         length = self._tensor(layer, other)
         if length is not None and length.ndim == tensor.ndim:

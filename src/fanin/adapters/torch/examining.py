@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.adapters.base import WatchPlan
-from fanin.adapters.torch.describe import is_compiled, output_axis, tensors_in, uncompiled
+from fanin.adapters.torch.describe import is_compiled, module_at, output_axis, tensors_in, uncompiled
 from fanin.adapters.torch.looks import beside, optimizer_for, reference_step, updates
 from fanin.adapters.torch.restore import COPY_LIMIT, beside_untouched, can_be_changed, untouched
 from fanin.adapters.torch.watching import TorchWatching
@@ -194,7 +194,7 @@ class Looking:
         if self._parts is None or not any(n.role is Role.UNINFORMED_LOSS for n in self._needs):
             return ()
         last = head(spec)
-        module = self.model.get_submodule(last.path) if last else None
+        module = module_at(self.model, last.path) if last else None
         tensor = next(tensors_in(self._output), None)
         axis = output_axis(module, tensor) if module is not None and tensor is not None else None
         return beside(self._output, self._parts[2], self._loss_fn, axis)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fanin import measures
-from fanin.adapters.torch.describe import kind_of
+from fanin.adapters.torch.describe import kind_of, module_at
 from fanin.trial import NETWORK_INPUT, Kind, LayerSpec, ModelSpec
 
 MIXING = frozenset({Kind.LINEAR, Kind.CONV, Kind.CONV_TRANSPOSE})
@@ -84,8 +84,8 @@ def _hidden(model: nn.Module, layer: LayerSpec, weight: nn.Parameter, branches: 
     """A branch that is added to a trunk of RMS 1 with others has its share of the sum's variance (Hanin and Rolnick
     2018; Radford et al. 2019)."""
     rms = (TANH_RMS if layer.activation == "tanh" else HIDDEN_RMS) / sqrt(branches)
-    module = model.get_submodule(layer.path)
-    bias = module._parameters.get("bias")
+    module = module_at(model, layer.path)
+    bias = module._parameters.get("bias") if module is not None else None
     centred = layer.activation in CENTRED and bias is not None and bias.requires_grad
     axis = -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
     sine = layer.activation == "sin"

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fanin.adapters.torch.attention import SOFTMAXES, attention_entropy
+from fanin.adapters.torch.attention import attention_entropy
+from fanin.adapters.torch.bare import BareWeights, Met
 from fanin.adapters.torch.describe import (
     is_computing,
     kind_of,
@@ -27,90 +27,16 @@ from fanin.adapters.torch.describe import (
     output_axis,
     tensors_in,
 )
+from fanin.adapters.torch.effective import EffectiveWeights, computed, host_of
+from fanin.adapters.torch.functions import (
+    ACTIVATIONS,
+    ATTENTIONS,
+    JOINS,
+    NORMALIZATIONS,
+    activation_of,
+)
 from fanin.adapters.torch.modes import take_away
 from fanin.trial import NETWORK_INPUT, ActivationSpec, Kind, LayerSpec, ModelSpec, Role
-
-
-def _named(names: dict[str, tuple[Any, ...]]) -> dict[Any, str]:
-    return {function: name for name, functions in names.items() for function in functions}
-
-
-ACTIVATIONS: dict[Any, str] = _named(
-    {
-        "relu": (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
-        "relu6": (F.relu6,),
-        "leaky_relu": (F.leaky_relu, F.leaky_relu_),
-        "rrelu": (F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_),
-        "prelu": (F.prelu, torch.prelu, Tensor.prelu),
-        "elu": (F.elu, F.elu_),
-        "celu": (F.celu, F.celu_, torch.celu, torch.celu_),
-        "selu": (F.selu, F.selu_, torch.selu, torch.selu_),
-        "gelu": (F.gelu,),
-        "silu": (F.silu,),
-        "mish": (F.mish,),
-        "tanh": (F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_),
-        "sigmoid": (F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_),
-        "softplus": (F.softplus,),
-        "softsign": (F.softsign,),
-        "hardtanh": (F.hardtanh, F.hardtanh_),
-        "hardsigmoid": (F.hardsigmoid,),
-        "hardswish": (F.hardswish,),
-        "logsigmoid": (F.logsigmoid,),
-        "tanhshrink": (F.tanhshrink,),
-        "hardshrink": (F.hardshrink, torch.hardshrink, Tensor.hardshrink),
-        "softshrink": (F.softshrink,),
-        "threshold": (F.threshold, torch.threshold),
-        "glu": (F.glu,),
-        "sin": (torch.sin, torch.sin_, Tensor.sin, Tensor.sin_),
-        "softmax": (F.softmax, torch.softmax, Tensor.softmax),
-    }
-)
-"""Elementwise nonlinearities, gates and softmax, under every name that torch gives them."""
-
-NORMALIZATIONS: dict[Any, str] = _named(
-    {
-        "layer_norm": (F.layer_norm, torch.layer_norm),
-        "rms_norm": (F.rms_norm, torch.rms_norm),
-        "batch_norm": (F.batch_norm, torch.batch_norm),
-        "group_norm": (F.group_norm, torch.group_norm),
-        "instance_norm": (F.instance_norm, torch.instance_norm),
-        "normalize": (F.normalize,),
-    }
-)
-"""Functions that set the scale of their output whatever that of their input."""
-
-SUMS = frozenset(
-    {
-        torch.add,
-        Tensor.add,
-        Tensor.add_,
-        Tensor.__add__,
-        Tensor.__radd__,
-        Tensor.__iadd__,
-        torch.sub,
-        Tensor.sub,
-        Tensor.sub_,
-        Tensor.__sub__,
-        Tensor.__rsub__,
-        Tensor.__isub__,
-    }
-)
-PRODUCTS = frozenset(
-    {torch.mul, torch.multiply, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__}
-)
-CONCATENATIONS = frozenset(
-    {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack}
-)
-
-JOINS: dict[Any, str] = {
-    **dict.fromkeys(SUMS, "sum"),
-    **dict.fromkeys(PRODUCTS, "product"),
-    **dict.fromkeys(CONCATENATIONS, "concatenation"),
-}
-"""How a function of several tensors joins them."""
-
-ATTENTIONS = SOFTMAXES | {F.scaled_dot_product_attention, F.multi_head_attention_forward}
-"""Functions that may compute attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +51,16 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class KnownParameter:
-    """A parameter and its place; of tied ones the first."""
+    """A parameter and its place; of tied ones the first. `layer` is the module's, or the one that it is by itself;
+    `is_bare` says whether only its uses tell."""
 
     path: str
     name: str
     tensor: nn.Parameter
     role: Role
     unit_axis: int | None
+    layer: str
+    is_bare: bool
 
     @property
     def full_name(self) -> str:
@@ -146,6 +75,14 @@ class Listener(Protocol):
         self, path: str, module: nn.Module, call: int, inputs: tuple[Any, ...], output: Any
     ) -> None:
         """A layer has returned, for the call-th time in this pass, counted from 0."""
+
+    def weight_used(
+        self, path: str, taken: Tensor, axis: int | None, made: Tensor, made_axis: int | None
+    ) -> None:
+        """A bare weight has made `made` of `taken`, for the first time in this pass; the axes count units."""
+
+    def effective_weight(self, path: str, name: str, value: Tensor, unit_axis: int | None) -> None:
+        """A layer's weight has been computed from its parts."""
 
     def activation_runs(self, tensor: str, path: str, value: Tensor, unit_axis: int | None) -> None:
         """An activation is about to run on this value."""
@@ -196,6 +133,8 @@ class Tracer:
         self._provenance: Any = WeakIdKeyDictionary()
         self._layers = layers(model)
         self._specs: dict[str, LayerSpec] = {}
+        self._bare = BareWeights()
+        self._effective = EffectiveWeights()
         self._parameters: dict[tuple[str, str], KnownParameter] = {}
         self.refresh()
 
@@ -210,6 +149,7 @@ class Tracer:
         self._provenance.clear()
         for tensor in tensors_in((args, kwargs)):
             self._provenance[tensor] = Provenance(frozenset({NETWORK_INPUT}))
+        self._bare.begin()
         self._mode = _FunctionMode(self)
         self._mode.__enter__()
 
@@ -221,6 +161,7 @@ class Tracer:
         reached = [p for t in tensors_in(output) for p in self._of(t).layers if p != NETWORK_INPUT]
         self.current.outputs = tuple(dict.fromkeys(reached))
         self._provenance.clear()
+        self._bare.end()
 
     @property
     def awake(self) -> bool:
@@ -232,6 +173,8 @@ class Tracer:
     def enters(self, path: str) -> None:
         """A module's forward is about to run."""
         self._paths.append(path)
+        for name, weight in computed(self._layers[path]) if path in self._layers else ():
+            self._weight_computed(path, name, weight)
 
     def leaves(
         self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any, failed: bool
@@ -241,8 +184,23 @@ class Tracer:
             self._paths.pop()
         if failed:
             self.failed_at = self.failed_at if self.failed_at is not None else path
-        elif path in self._layers and is_computing(module):
+        elif (made := host_of(path, module)) is not None and isinstance(output, Tensor):
+            self._weight_computed(*made, output)
+        elif path in self._layers and is_computing(module) and not self._is_bare(path, module):
             self._layer_ran(path, module, inputs, output)
+
+    def _is_bare(self, path: str, module: nn.Module) -> bool:
+        """Whether a module has put out what its bare weights make, which has been seen already."""
+        return kind_of(module) is Kind.OTHER and self._bare.computes(path)
+
+    def _weight_computed(self, path: str, name: str, weight: Tensor) -> None:
+        if path not in self._layers:  # a module that the pass itself has added
+            return
+        spec = self._effective.add(path, name, weight, self._layers[path])
+        if spec.fan_in is None:
+            self._bare.add(path, name, weight)
+        full = f"{path}.{name}".lstrip(".")
+        self._listener.effective_weight(self._bare.layer_of(path, name), full, weight, spec.unit_axis)
 
     def _layer_ran(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         call = self.current.calls[path]
@@ -267,7 +225,7 @@ class Tracer:
         """A torch function is about to run."""
         if func in ATTENTIONS:
             self._attends(func, args, kwargs)
-        name = _activation(func, kwargs)
+        name = activation_of(func, kwargs)
         value = args[0] if args else kwargs.get("input")
         if name is None or not isinstance(value, Tensor):
             return
@@ -287,23 +245,44 @@ class Tracer:
 
     def _unit_axis(self, source: Provenance, value: Tensor) -> int | None:
         """The axis that counts units: that of the layers which it comes from, as long as they agree."""
-        modules = (self._layers[path] for path in source.layers if path in self._layers)
-        axes = {output_axis(module, value) for module in modules}
+        known = (p for p in source.layers if p in self._layers or self._bare.is_layer(p))
+        axes = {self._output_axis(path, value) for path in known}
         axis = axes.pop() if len(axes) == 1 else None
         return axis if axis is not None and -value.ndim <= axis < value.ndim and value.ndim > 1 else None
+
+    def _output_axis(self, path: str, value: Tensor) -> int | None:
+        if self._bare.is_layer(path):
+            return self._bare.output_axis(path, value)
+        return output_axis(self._layers[path], value)
 
     def after(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         """A torch function has returned."""
+        self._bare.views.follow(func, args, output)
+        met = self._bare.meet(func, args, kwargs)
+        if met is not None and isinstance(output, Tensor):
+            self._weight_used(met, output)
+            return
         joins = JOINS.get(func, "other")
         made_of = self._joined((args, kwargs), joins)
         if func in ACTIVATIONS:
-            made_of = replace(made_of, activation=_activation(func, kwargs))
+            made_of = replace(made_of, activation=activation_of(func, kwargs))
         elif func in NORMALIZATIONS and not self._inside_norm():
             made_of = self._function_norm(NORMALIZATIONS[func], made_of)
         if made_of.layers:
             self._comes_from(output, made_of)
+
+    def _weight_used(self, met: Met, output: Tensor) -> None:
+        """A bare weight is a layer, like the module that it might be."""
+        path, taken = met.layer, met.operands.data
+        if path not in self.current.ran:
+            self.current.ran[path] = self._placed(LayerSpec(path, Kind.LINEAR, "Parameter"), (taken,))
+        self.current.calls[path] += 1
+        self._comes_from(output, Provenance(frozenset({path})))
+        if met.is_first and output.numel():
+            axes = met.operands.data_axis, met.operands.output_axis
+            self._listener.weight_used(path, taken, axes[0], output, axes[1])
 
     def _function_norm(self, name: str, made_of: Provenance) -> Provenance:
         """A normalization without a module is a layer all the same, named after the module that it runs in."""
@@ -359,8 +338,12 @@ class Tracer:
 
     def spec(self, framework: str) -> ModelSpec:
         """The model as the last pass showed it: layers that ran, in order, then the others."""
-        ran = [replace(s, calls=self.current.calls[p]) for p, s in self.current.ran.items()]
-        idle = [s for p, s in self._specs.items() if p not in self.current.ran]
+        known = {s.path: s for whole in self._specs.values() for s in self._described(whole)}
+        ran = [
+            replace(s, **_own(known.get(p, s)), calls=self.current.calls[p])
+            for p, s in self.current.ran.items()
+        ]
+        idle = [s for p, s in known.items() if p not in self.current.ran]
         return ModelSpec(
             name=type(self.model).__name__,
             framework=framework,
@@ -369,17 +352,26 @@ class Tracer:
             outputs=self.current.outputs,
         )
 
+    def _described(self, spec: LayerSpec) -> list[LayerSpec]:
+        """A module's layer and those that weights of its own are; not what is left of it when these were all of it."""
+        found = self._bare.split(self._effective.described(spec))
+        emptied = bool(spec.parameters) and not found[0].parameters and found[0].kind is Kind.OTHER
+        return found[1:] if emptied else found
+
     def refresh(self) -> None:
         """Look at the modules again: lazy ones have got their parameters, sources have been recorded."""
         first_names: dict[int, str] = {}
         self._specs = {path: layer_spec(path, m, first_names) for path, m in self._layers.items()}
-        self.current.ran = {
-            path: replace(spec, parameters=self._specs[path].parameters) if path in self._specs else spec
-            for path, spec in self.current.ran.items()
-        }
+        self._bare.refresh(self._specs, self._layers)
         self._parameters = {
             (path, p.name): KnownParameter(
-                path, p.name, self._layers[path].get_parameter(p.name), p.role, p.unit_axis
+                path,
+                p.name,
+                self._layers[path].get_parameter(p.name),
+                p.role,
+                self._bare.known(path, p).unit_axis,
+                self._bare.layer_of(path, p.name),
+                self._bare.is_used(path, p.name),
             )
             for path, spec in self._specs.items()
             for p in spec.parameters
@@ -395,11 +387,9 @@ class Tracer:
         return self._parameters[path, name]
 
 
-def _activation(func: Callable[..., Any], kwargs: dict[str, Any]) -> str | None:
-    """Which activation a function is, if any; `nn.ReLU6` calls a hardtanh from 0 to 6."""
-    name = ACTIVATIONS.get(func)
-    limits = kwargs.get("min_val"), kwargs.get("max_val")
-    return "relu6" if name == "hardtanh" and limits == (0.0, 6.0) else name
+def _own(spec: LayerSpec) -> dict[str, Any]:
+    """What a layer is, whatever a pass has shown of its place."""
+    return {"kind": spec.kind, "type_name": spec.type_name, "parameters": spec.parameters}
 
 
 _NOWHERE = Provenance(frozenset())

@@ -299,7 +299,8 @@ class TorchWatching:
     def _observe_parameters(self, draft: Draft) -> None:
         for known in self._tracer.parameters():
             if not nn.parameter.is_lazy(known.tensor):
-                draft.observe(known.path, known.role, known.full_name, known.tensor, known.unit_axis)
+                place = known.layer, known.role, known.full_name
+                draft.observe(*place, known.tensor, known.unit_axis, again=known.is_bare)
 
     def layer_ran(
         self, path: str, module: nn.Module, call: int, inputs: tuple[Any, ...], output: Any
@@ -322,6 +323,29 @@ class TorchWatching:
         if made.requires_grad and self._needed.detail(Role.OUTPUT_GRAD, draft.index):
             see = self._backward_hook(self._has_output_gradient, path, f"gradient/{tensor}", axis)
             self._handles.add(made.register_hook(see))
+
+    def weight_used(
+        self, path: str, taken: Tensor, axis: int | None, made: Tensor, made_axis: int | None
+    ) -> None:
+        """Tracer: a bare weight has been used like a layer's."""
+        if self._draft is not None:
+            if taken.is_floating_point():
+                self._draft.observe(path, Role.INPUT, f"{path}_input_0", taken, _within(axis, taken))
+            self._observe_output(path, f"{path}_output_0", made, _within(made_axis, made))
+
+    def effective_weight(self, path: str, name: str, value: Tensor, unit_axis: int | None) -> None:
+        """Tracer: a weight has been computed from its parts."""
+        draft = self._draft
+        if draft is None:
+            return
+        draft.observe(path, Role.WEIGHT, name, value, unit_axis)
+        if value.requires_grad and self._needed.detail(Role.WEIGHT_GRAD, draft.index):
+            see = self._backward_hook(self._has_effective_gradient, path, f"gradient/{name}", unit_axis)
+            self._handles.add(value.register_hook(see))
+
+    def _has_effective_gradient(self, path: str, tensor: str, axis: int | None, gradient: Tensor) -> None:
+        if self._draft is not None:
+            self._draft.observe(path, Role.WEIGHT_GRAD, tensor, gradient, axis, again=True)
 
     def activation_runs(self, tensor: str, path: str, value: Tensor, unit_axis: int | None) -> None:
         """Tracer: an activation is about to run."""
@@ -354,7 +378,7 @@ class TorchWatching:
             draft.loss = _kept(self._roots[0])
         if known.role is Role.WEIGHT:
             tensor = f"gradient/{known.full_name}"
-            draft.observe(path, Role.WEIGHT_GRAD, tensor, parameter.grad, known.unit_axis, again=True)
+            draft.observe(known.layer, Role.WEIGHT_GRAD, tensor, parameter.grad, known.unit_axis, again=True)
 
     def _is_unseen(self) -> bool:
         """Whether gradients are the first that is seen of a step, rather than a forward pass."""
@@ -387,6 +411,11 @@ def _kept(loss: Tensor | None) -> Tensor | float | None:
     if loss is None:
         return None
     return loss.detach().clone() if loss.numel() == 1 else nan
+
+
+def _within(axis: int | None, tensor: Tensor) -> int | None:
+    """The axis that counts units, where there are samples beside it."""
+    return axis if axis is not None and tensor.ndim > 1 and -axis <= tensor.ndim else None
 
 
 def _calling_frame() -> FrameType | None:
