@@ -31,7 +31,9 @@ from fanin.trial import NETWORK_INPUT, Kind, LayerSpec, ModelSpec
 Batches = Sequence[tuple[tuple[Any, ...], Any]]
 LossFn = Callable[[Any, Any], Tensor]
 
-RECTIFIERS = frozenset({"relu", "leaky_relu", "relu6", "gelu", "silu", "elu", "mish", "hardswish", "softplus"})
+RECTIFIERS = frozenset(
+    {"relu", "leaky_relu", "relu6", "gelu", "silu", "elu", "mish", "hardswish", "softplus"}
+)
 """Activations before which He's gain is the usual choice."""
 
 TOLERANCE, TRIES = 0.1, 10

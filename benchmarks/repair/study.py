@@ -1,4 +1,4 @@
-"""Repairs every start of InitBench that training called poor, trains it in full, and compares with the best sound scheme.
+"""Repairs every start of InitBench that training called poor, trains it in full, compares with the best sound scheme.
 
     python -m benchmarks.repair.study --split test --shard 0/2      and 1/2 beside it; resumes; about an hour each
 
@@ -11,15 +11,15 @@ change whether it is recovered. Methods:
 - `initialize`: `fanin.initialize`, whatever the start.
 - the peers of `peers.py`, whatever the start.
 
-Healthy starts are done too, to see who harms them: their progress as they were is that of the label's own runs. One line a
-case and method in `results/runs-N.jsonl`; `score.py` makes the tables.
+Some methods get healthy starts too, to see who harms them: their progress as they were is that of the label's runs.
+One line a case and method in `results/runs-N.jsonl`; `score.py` makes the tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,14 +29,14 @@ from typing import Any
 
 import torch
 from benchmarks.initbench.capture import batches
+from benchmarks.initbench.labels import RESULTS as LABELS
 from benchmarks.initbench.labels import Case, _append, _evaluate, _task, _train, cases, initialized
 from benchmarks.initbench.score import HEALTHY, POOR, Labelled, labelled
-from benchmarks.initbench.labels import RESULTS as LABELS
 from benchmarks.repair.peers import PEERS
+from fanin.repairs import repair
 from torch import nn
 
 import fanin
-from fanin.repairs import repair
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 300
@@ -49,6 +49,9 @@ RECOVERED = 0.8
 CERTAIN = 0.9
 """Share from which no other learning rate is needed."""
 
+ON_HEALTHY = ("repair", "initialize", "lsuv", "he_by_activation")
+"""Methods that healthy starts are given to: ours, and those that users reach for."""
+
 Done = tuple[str, str, int, str]
 """Architecture, initialization, seed, method."""
 
@@ -60,7 +63,9 @@ def _adam(case: Case) -> Callable[[Any], torch.optim.Optimizer]:
 
 def _by_repair(network: nn.Module, case: Case, given: Sequence[Any], *, prove: bool) -> dict[str, Any]:
     task = _task(case.architecture.name)
-    made = repair(network, given, task.loss_fn, optimizer=_adam(case), prove=prove, apply=True, force=not prove)
+    made = repair(
+        network, given, task.loss_fn, optimizer=_adam(case), prove=prove, apply=True, force=not prove
+    )
     proposed = made.repair
     return {
         "verdict": str(made.verdict),
@@ -91,9 +96,7 @@ METHODS: dict[str, Callable[[nn.Module, Case, Sequence[Any]], dict[str, Any]]] =
     "repair": lambda network, case, given: _by_repair(network, case, given, prove=True),
     "unproven": lambda network, case, given: _by_repair(network, case, given, prove=False),
     "initialize": _by_initialize,
-    **{
-        name: lambda network, case, given, name=name: _by_peer(name, network, case, given) for name in PEERS
-    },
+    **{name: lambda network, case, given, name=name: _by_peer(name, network, case, given) for name in PEERS},
 }
 
 
@@ -140,20 +143,20 @@ def record(case: Case, label: Labelled, best: float, method: str) -> dict[str, A
         return row | {"after": label.progress}
     started = _evaluate(deepcopy(network), _task(case.architecture.name))
     finals = trained(case, network, CERTAIN * best)
-    reached = max((_task(case.architecture.name).constant_loss - f for f in finals if f is not None), default=-best)
+    reached = max(
+        (_task(case.architecture.name).constant_loss - f for f in finals if f is not None), default=-best
+    )
     return row | {"start": started, "final": finals, "after": round(max(-1.0, min(1.5, reached / best)), 4)}
 
 
-def _todo(
-    arguments: argparse.Namespace, done: set[Done]
-) -> Iterator[tuple[Case, Labelled, str]]:
+def _todo(arguments: argparse.Namespace, done: set[Done]) -> Iterator[tuple[Case, Labelled, str]]:
     known = {(c.arch, c.init, c.seed): c for c in labelled(LABELS, arguments.split) if c.condition == "none"}
     for label in (POOR, HEALTHY):
         for case in cases(arguments.only, tuple(range(arguments.seeds))):
             one = known.get((case.architecture.name, case.initialization.name, case.seed))
             if one is None or one.label != label or case.condition.name != "none":
                 continue
-            wanted = arguments.methods if label == POOR else [m for m in arguments.methods if m != "unproven"]
+            wanted = arguments.methods if label == POOR else [m for m in arguments.methods if m in ON_HEALTHY]
             yield from (
                 (case, one, method)
                 for method in wanted
@@ -175,15 +178,15 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 def best_of(split: str | None) -> dict[str, float]:
     """Progress of the best sound scheme by architecture, in the loss's own unit."""
-    import csv
-
     with (LABELS / "labels.csv").open(newline="", encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if r["condition"] == "none" and split in (None, r["split"])]
     return {row["arch"]: float(row["best_sound_progress"]) for row in rows}
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--split", default="test")
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--only", help="the name of one architecture")
@@ -203,7 +206,9 @@ def main() -> None:
     done = {(r["arch"], r["init"], r["seed"], r["method"]) for r in read(arguments.results)}
     best = best_of(arguments.split)
     todo = list(_todo(arguments, set()))[index::count]
-    todo = [t for t in todo if (t[0].architecture.name, t[0].initialization.name, t[0].seed, t[2]) not in done]
+    todo = [
+        t for t in todo if (t[0].architecture.name, t[0].initialization.name, t[0].seed, t[2]) not in done
+    ]
     began = time.monotonic()
     for number, (case, label, method) in enumerate(todo, 1):
         row = record(case, label, best[case.architecture.name], method)
