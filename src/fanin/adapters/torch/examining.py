@@ -57,6 +57,31 @@ def examine(
     return Trial(spec, steps, about={"optimizer": looking.stepping} if looking.stepping else {})
 
 
+def trace(model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
+    """See `fanin.adapters.base.Adapter.trace`."""
+    plain = uncompiled(model)
+    steps: list[Step] = []
+    plan = WatchPlan(needs, 1, lambda step, _: steps.append(step), on_error="raise")
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        untouched(plain),
+        beside_untouched(plain, loss_fn, batch),
+        _uncompiled(plain),
+    ):
+        _put_in_train_mode(plain)
+        args, kwargs, _ = _parts(batches(batch, 1)[0], loss_fn)
+        _require_examples((args, kwargs))
+        _require_same_device(plain, (args, kwargs))
+        watching = TorchWatching(plain, plan, runs_eagerly=CAN_RUN_EAGERLY)
+        try:
+            _run(plain, watching, args, kwargs)
+            spec = watching.spec
+        finally:
+            watching.detach()
+    return Trial(spec, tuple(steps))
+
+
 Parts = tuple[tuple[Any, ...], dict[str, Any], Any]
 """Positional and named arguments of the model, and the target."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
-from statistics import median
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -13,12 +12,6 @@ from torch.nn.modules.conv import _ConvNd
 from fanin import measures
 from fanin.adapters.torch.describe import kind_of
 from fanin.trial import NETWORK_INPUT, Kind, LayerSpec, ModelSpec
-
-MIXING = frozenset({Kind.LINEAR, Kind.CONV, Kind.CONV_TRANSPOSE})
-
-DEEP = 0.3
-"""Depth over width from which random directions lose a signal even where its scale is kept, and orthogonal ones do not
-(Saxe et al. 2014; Hanin and Nica 2019: Var[ln q] ≈ 5 L/n). Below it Gaussian directions did as well."""
 
 HIDDEN_RMS = 1.0
 """RMS before an activation, for which `fanin.scheme` has its gains."""
@@ -131,18 +124,6 @@ def _normalized(spec: ModelSpec) -> set[str]:
         only = layer.kind is Kind.NORM and len(layer.inputs) == 1 and layer.input_activation == "identity"
         (alone if only else other).update(layer.inputs)
     return alone - other
-
-
-def is_deep_and_plain(spec: ModelSpec) -> bool:
-    """Whether nothing resets or bypasses the signal on the way, and the way is long for its width."""
-    ran = [layer for layer in spec.layers if layer.calls]
-    if any(
-        layer.kind in (Kind.NORM, Kind.RECURRENT, Kind.ATTENTION) or layer.joins == "sum" for layer in ran
-    ):
-        return False
-    fans = [layer.weights[0].fan_in for layer in ran if layer.kind in MIXING and layer.weights]
-    known = [fan for fan in fans if fan]
-    return bool(known) and len(known) / median(known) > DEEP
 
 
 def is_normalized_trunk(embedding: LayerSpec, layers: Iterable[LayerSpec]) -> bool:
