@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fanin.trial import ModelSpec, SourceLine
 
-ALIKE = 1.25
+ALIKE = 1.4
 """Factor within which scales count as one: layers of 64 units scatter that much by themselves (Hanin and Nica 2019), and
 a mean over a family keeps the product."""
 

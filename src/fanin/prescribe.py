@@ -151,10 +151,18 @@ def _cure(trial: Trial, finding: Finding) -> Iterator[Treated]:
     elif cause in DEGENERATE:
         yield from _all(_inside(spec, finding), Treatment.REDRAW, Role.WEIGHT)
     elif cause in SCALES:
-        how = Treatment.REDRAW if is_deep_and_plain(spec) else Treatment.SCALE
-        yield from _all(_scaled(spec, finding), how, Role.WEIGHT)
+        for layer in _scaled(spec, finding):
+            yield from _all([layer], _rescaled(spec, finding, layer), Role.WEIGHT)
     else:
         yield from _symptom(trial, finding)
+
+
+def _rescaled(spec: ModelSpec, finding: Finding, layer: LayerSpec) -> Treatment:
+    """One factor keeps directions; but in a network that is deep for its width only orthogonal ones carry a signal, and
+    for attention one factor would scale values with queries and keys."""
+    named = (finding.layer, *finding.layers)
+    packed = layer.kind is Kind.ATTENTION or any(layer.path.startswith(f"{path}.") for path in named if path)
+    return Treatment.REDRAW if packed or is_deep_and_plain(spec) else Treatment.SCALE
 
 
 def _symptom(trial: Trial, finding: Finding) -> Iterator[Treated]:

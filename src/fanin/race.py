@@ -104,9 +104,13 @@ class RaceOptions:
 
     @property
     def most_passes(self) -> int:
-        """Forward and backward passes of a race that goes on to the end: of the references only the best does."""
-        rates = len(self.learning_rates)
-        return 2 * rates * self.steps + (rates + 1) * (self.most - self.steps)
+        """Forward and backward passes of a race that goes on to the end."""
+        return self.taken(self.most)
+
+    def taken(self, steps: int) -> int:
+        """Forward and backward passes of so many steps: after `steps` only the best of the references goes on."""
+        rates, more = len(self.learning_rates), max(0, steps - self.steps)
+        return 2 * rates * (steps - more) + (rates + 1) * more
 
     def within(self, passes: int) -> RaceOptions | None:
         """A race of no more passes than these: what is given up first is the time to catch up, then the choice of

@@ -24,6 +24,10 @@ from fanin.trial import RECHECK, Role, Trial
 DRAWS = 3
 """Draws of one plan that race where the first ends close: most of them must win."""
 
+LARGEST_FIRST_LOSS = 2.0
+"""Of the re-draw's first loss, up to which a repair's is about the same: draws of one sound scheme differ by a few
+percent, and a layer that is left too large multiplies it."""
+
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, planned): phases are `check`, `repair` and `proof`; of the proof passes are counted, and
 its first call, with 0 done, comes before it begins."""
@@ -66,15 +70,18 @@ class RepairReport:
             self._undo()
             self.applied = False
 
-    def render(self, form: str = "terminal", *, width: int = 80, color: bool = False) -> str:
-        """The report as text, in a format of `fanin.reports`."""
+    def render(
+        self, form: str = "terminal", *, diff: bool = False, width: int = 80, color: bool = False
+    ) -> str:
+        """The report as text, in a format of `fanin.reports`; with the change of files where `diff` asks for it."""
         return reports.render_repair(
             form,
             self.report.trial,
             self.report.diagnosis,
             self.repair,
             self.discarded,
-            self.applied,
+            applied=self.applied,
+            diff=diff,
             width=width,
             color=color,
         )
@@ -119,16 +126,50 @@ def repair(
         UsageError: The model has been trained or loaded; or is of no known framework, cannot be copied, is sharded; or
             `layers` names what is not there.
     """
-    began, spent = monotonic(), Budget.of(budget)
     say = on_progress or (lambda *_: None)
     batch = list(islice(batch, MOST)) if isinstance(batch, Iterator) else batch
     model, adapter = built(model)
-    doubts = adapter.history(model, optimizer)
-    if doubts and not force:
-        raise _trained(doubts)
+    Budget.of(budget)
+    _require_fresh(adapter, model, optimizer, force)
     say("check", 0, 1)
     report = check(model, batch, loss_fn, optimizer=optimizer)
     say("check", 1, 1)
+    return repaired(
+        report,
+        model,
+        batch,
+        loss_fn,
+        apply=apply,
+        prove=prove,
+        optimizer=optimizer,
+        layers=layers,
+        budget=budget,
+        seed=seed,
+        force=force,
+        on_progress=say,
+    )
+
+
+def repaired(
+    report: Report,
+    model: Any,
+    batch: Any,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    *,
+    apply: bool = False,
+    prove: bool = True,
+    optimizer: Any = None,
+    layers: Sequence[str] | None = None,
+    budget: int | str | None = None,
+    seed: int = 0,
+    force: bool = False,
+    on_progress: Progress | None = None,
+) -> RepairReport:
+    """What `repair` does after its check, whose report this takes; the arguments and errors are those of `repair`."""
+    began, spent = monotonic(), Budget.of(budget)
+    say = on_progress or (lambda *_: None)
+    model, adapter = built(model)
+    doubts = _require_fresh(adapter, model, optimizer, force)
     found = _plans(report, layers, prove)
     work = _Work(adapter, model, batch, loss_fn, optimizer, report, doubts, seed, say, spent)
     result = work.proposed(found, prove) if found else RepairReport(model, report, _advised(report))
@@ -179,6 +220,18 @@ def initialize(
         passes=2,
         seconds=monotonic() - began,
     )
+
+
+def _require_fresh(adapter: Adapter, model: Any, optimizer: Any, force: bool) -> tuple[str, ...]:
+    """What shows that the model is not fresh, where that is forced.
+
+    Raises:
+        UsageError: It is not, and nobody forces it.
+    """
+    doubts = adapter.history(model, optimizer)
+    if doubts and not force:
+        raise _trained(doubts)
+    return doubts
 
 
 # ── what is tried ───────────────────────────────────────────────────────────────────────────────────────────
@@ -252,12 +305,11 @@ class _Work:
         return RepairReport(self._model, self._report, made, attempt.after, tuple(discarded))
 
     def _attempts(self, plans: Sequence[Plan]) -> Iterator[_Attempt]:
-        """Those after which the network is no longer poor; the last one in any case: what a race says of it counts."""
+        """Those after which the network is cured; the last one in any case: what a race says of it counts."""
         for place, plan in enumerate(plans):
             self._say("repair", place, len(plans))
             attempt = self._attempt(plan, self._seed)
-            last = place == len(plans) - 1
-            if last or attempt.after.verdict is not Verdict.POOR:
+            if place == len(plans) - 1 or _is_cured(self._report, attempt.after):
                 yield attempt
         self._say("repair", len(plans), len(plans))
 
@@ -291,9 +343,11 @@ class _Work:
         return races
 
     def _race(self, repaired: Any, options: RaceOptions) -> Race:
-        self._say("proof", 0, options.passes)
-        twins = 2 * len(options.learning_rates)
-        heard = replace(options, on_progress=lambda done, of: self._say("proof", twins * done, twins * of))
+        self._say("proof", 0, options.most_passes)
+        heard = replace(
+            options,
+            on_progress=lambda done, _: self._say("proof", options.taken(done), options.most_passes),
+        )
         ran = self._adapter.race(
             self._model,
             self._batch,
@@ -324,6 +378,20 @@ class _Work:
             elsewhere=patched.elsewhere,
             seed=self._seed,
         )
+
+
+def _is_cured(before: Report, after: Report) -> bool:
+    """Whether nothing is left of what was wrong, not even as a note, and the first loss is about that of a sound
+    re-draw: a fault half cured may train, and still far worse than a sound network."""
+    if after.verdict is Verdict.POOR:
+        return False
+    was = [f for o in before.diagnosis.origins for f in (o.finding, *o.symptoms)]
+    left = {(f.code, layer) for f in after.findings for layer in (f.layer, *f.layers)}
+    if any((f.code, layer) in left for f in was for layer in (f.layer, *f.layers)):
+        return False
+    reference = before.trial.reference
+    sound = reference.loss if reference is not None else nan
+    return not (sound > 0 and _first_loss(after.trial) > LARGEST_FIRST_LOSS * sound)
 
 
 def _plans(report: Report, layers: Sequence[str] | None, prove: bool) -> tuple[Plan, ...]:

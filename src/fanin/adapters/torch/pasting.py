@@ -34,24 +34,27 @@ class Statement:
     lines: tuple[str, ...]
     scale: float = 1.0
 
-    def is_like(self, other: Statement) -> bool:
-        """Whether one line could stand for both."""
-        if self.lines != other.lines:
+    def is_like(self, others: Sequence[Statement]) -> bool:
+        """Whether one line could stand for all of these, which are alike, and for this one too."""
+        if self.lines != others[0].lines:
             return False
-        return 1 / ALIKE < self.scale / other.scale < ALIKE
+        scales = [self.scale, *(other.scale for other in others)]
+        mean = _geometric(scales)
+        return all(1 / ALIKE < scale / mean < ALIKE for scale in scales)
 
 
 def families(model: nn.Module, recipes: Sequence[Recipe]) -> list[list[Recipe]]:
     """The recipes in groups that one loop can write, in the order of their first members."""
-    found: list[tuple[str, Statement, list[Recipe]]] = []
+    found: list[tuple[str, list[Recipe], list[Statement]]] = []
     for recipe in recipes:
         statement, pattern = _statement(model, recipe), _pattern(model, recipe.name)
-        home = next((g for p, s, g in found if pattern and p == pattern and s.is_like(statement)), None)
+        home = next((f for f in found if pattern and f[0] == pattern and statement.is_like(f[2])), None)
         if home is not None:
-            home.append(recipe)
+            home[1].append(recipe)
+            home[2].append(statement)
         else:
-            found.append((pattern, statement, [recipe]))
-    return [group for *_, group in found]
+            found.append((pattern, [recipe], [statement]))
+    return [group for _, group, _ in found]
 
 
 def pasted(model: nn.Module, groups: Iterable[Sequence[Recipe]]) -> str:
@@ -139,10 +142,14 @@ def _length(recipe: Recipe) -> Statement:
 
 
 def _mean(model: nn.Module, group: Sequence[Recipe]) -> str:
-    scales = [_statement(model, recipe).scale for recipe in group]
-    if all(isfinite(s) and s > 0 for s in scales):
-        return _number(exp(sum(log(s) for s in scales) / len(scales)))
-    return _number(scales[0])
+    return _number(_geometric([_statement(model, recipe).scale for recipe in group]))
+
+
+def _geometric(scales: Sequence[float]) -> float:
+    """The mean that keeps a product; the first one where there is none."""
+    if all(isfinite(scale) and scale > 0 for scale in scales):
+        return exp(sum(log(scale) for scale in scales) / len(scales))
+    return scales[0] or 1.0
 
 
 def _number(value: float) -> str:
