@@ -18,8 +18,7 @@ from fanin.examine import Report, built, check, judge
 from fanin.finding import Diagnosis, Finding, Verdict
 from fanin.patch import Patch, patch
 from fanin.race import MOST, Race, RaceOptions
-from fanin.rule import Need
-from fanin.trial import RECHECK, Role, Trial
+from fanin.trial import RECHECK, Trial
 
 DRAWS = 3
 """Draws of one plan that race where the first ends close: most of them must win."""
@@ -207,7 +206,7 @@ def initialize(
     model, adapter = built(model)
     if doubts := adapter.history(model):
         raise _trained(doubts, "build the model anew, or name layers: fanin.repair(..., layers=[...], force=True)")
-    trial = adapter.trace(model, batch, loss_fn, frozenset({Need(Role.WEIGHT), Need(Role.BIAS)}))
+    trial = adapter.trace(model, batch, loss_fn)
     repaired, _ = adapter.copy(model)
     treated = adapter.treat(repaired, batch, loss_fn, trial.spec, prescribe.whole(trial), seed)
     adapter.adopt(model, repaired, [change.parameter for change in treated.changes])
@@ -283,8 +282,8 @@ class _Work:
         discarded: list[Repair] = []
         for attempt in self._attempts(plans):
             made = self._repair(attempt)
-            if not made.changes:
-                continue
+            if not made.changes or any(made.parameters == tried.parameters for tried in discarded):
+                continue  # the same again: what is reset may have been at its constant already
             if not prove:
                 return self._result(attempt, _unsafe(made, "it was not proven: prove=False"), discarded)
             try:

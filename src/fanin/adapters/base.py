@@ -138,8 +138,8 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def trace(self, model: Any, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
-        """One forward pass, without a loss, as a trial; leaves no trace.
+    def trace(self, model: Any, batch: Any, loss_fn: Any) -> Trial:
+        """One forward pass, without a loss, as a trial that holds the parameters; leaves no trace.
 
         Raises:
             BatchError: The model cannot run the batch.

@@ -81,9 +81,9 @@ class TorchAdapter(Adapter):
             reference=reference,
         )
 
-    def trace(self, model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need]) -> Trial:
+    def trace(self, model: nn.Module, batch: Any, loss_fn: Any) -> Trial:
         """See Adapter."""
-        return trace(model, batch, loss_fn, needs)
+        return trace(model, batch, loss_fn)
 
     def copy(self, model: nn.Module, optimizer: Any = None) -> tuple[nn.Module, Any]:
         """See Adapter."""
