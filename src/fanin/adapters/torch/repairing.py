@@ -108,9 +108,11 @@ def _not_run(error: BaseException) -> BaseException:
 def _accounted(
     model: nn.Module, spec: ModelSpec, before: Mapping[str, Tensor], recipes: Mapping[int, Recipe]
 ) -> Treated:
-    """Every parameter that moved, with its recipe."""
+    """Every parameter that moved, with its recipe, in the order in which they were written: what is computed from
+    another parameter comes after it."""
     moved = {n: p for n, p in model.named_parameters() if not _same_bits(p, before[n])}
-    known = {name: recipe for name, p in moved.items() if (recipe := recipes.get(id(p))) is not None}
+    names = {id(p): name for name, p in moved.items()}
+    known = {names[key]: recipe for key, recipe in recipes.items() if key in names}
     groups = families(model, list(known.values()))
     family = {recipe.name: tuple(one.name for one in group) for group in groups for recipe in group}
     ties = _ties(spec)
