@@ -127,7 +127,9 @@ def _twins(layer: nn.Linear) -> None:
 
 
 FAULTS: dict[str, Callable[[], nn.Module]] = {
-    "constant everywhere": lambda: _edited(Net(), lambda m: _every(m, lambda layer: layer.weight.fill_(0.05))),
+    "constant everywhere": lambda: _edited(
+        Net(), lambda m: _every(m, lambda layer: layer.weight.fill_(0.05))
+    ),
     "identical units": lambda: _edited(Net(), lambda m: _every(m, _twins)),
     "offset": lambda: _edited(Net(), lambda m: _every(m, lambda layer: layer.weight.uniform_(0, 1))),
     "tiny everywhere": lambda: _edited(Net(), lambda m: _every(m, lambda layer: layer.weight.mul_(0.01))),
@@ -137,7 +139,8 @@ FAULTS: dict[str, Callable[[], nn.Module]] = {
     "a layer never written": lambda: _edited(Net(), lambda m: m.blocks[2].weight.view(-1)[::7].fill_(1e20)),
     "a layer x 100": lambda: _edited(Net(), lambda m: m.blocks[2].weight.mul_(100)),
     "biases of -3": lambda: _edited(
-        Net(), lambda m: [block.bias.fill_(-3) for block in m.blocks]  # type: ignore[union-attr]
+        Net(),
+        lambda m: [block.bias.fill_(-3) for block in m.blocks],  # type: ignore[union-attr]
     ),
     "a head x 300": lambda: _edited(Net(), lambda m: m.head.weight.mul_(300)),
     "gains of zero": lambda: _edited(Normed(), lambda m: [norm.weight.zero_() for norm in m.norms]),  # type: ignore[union-attr]
@@ -145,7 +148,8 @@ FAULTS: dict[str, Callable[[], nn.Module]] = {
     "recurrent kernel x 20": lambda: _edited(Remembering(), lambda m: m.lstm.weight_hh_l0.mul_(20)),
     "embeddings x 100": Embedded,
     "PyTorch's default, deep and narrow": lambda: nn.Sequential(
-        *(layer for _ in range(30) for layer in (nn.Linear(WIDTH, WIDTH), nn.Tanh())), nn.Linear(WIDTH, CLASSES)
+        *(layer for _ in range(30) for layer in (nn.Linear(WIDTH, WIDTH), nn.Tanh())),
+        nn.Linear(WIDTH, CLASSES),
     ),
 }
 """Each builds the same network every time after `torch.manual_seed(0)`."""

@@ -36,7 +36,10 @@ def spec(path: Path, lines: dict[str, int]) -> ModelSpec:
         "torch",
         tuple(
             LayerSpec(
-                name, Kind.LINEAR, "Linear", (ParameterSpec("weight", Role.WEIGHT, (4, 4), source=SourceLine(str(path), n)),)
+                name,
+                Kind.LINEAR,
+                "Linear",
+                (ParameterSpec("weight", Role.WEIGHT, (4, 4), source=SourceLine(str(path), n)),),
             )
             for name, n in lines.items()
         ),
@@ -74,7 +77,9 @@ def test_two_lines_of_one_file_are_one_diff(file: Path) -> None:
 
 
 def test_numbers_that_are_about_the_same_become_their_mean(file: Path) -> None:
-    calls = {f"layers.{i}.weight": Call("nn.init.normal_({w}, std={s})", s) for i, s in enumerate((0.1, 0.121))}
+    calls = {
+        f"layers.{i}.weight": Call("nn.init.normal_({w}, std={s})", s) for i, s in enumerate((0.1, 0.121))
+    }
     assert "std=0.11)" in patch(spec(file, {"layers.0": 9, "layers.1": 9}), calls).diff
 
 
@@ -83,7 +88,11 @@ def test_numbers_that_are_about_the_same_become_their_mean(file: Path) -> None:
     [
         ({"odd": 14}, {"odd.weight": HE}, "is no call of nn.init"),
         ({"layers.0": 9, "layers.1": 9}, {"layers.0.weight": HE}, "draws layers.1.weight too"),
-        ({"layers.0": 9, "layers.1": 9}, {"layers.0.weight": HE, "layers.1.weight": Call("nn.init.zeros_({w})")}, "one scheme"),
+        (
+            {"layers.0": 9, "layers.1": 9},
+            {"layers.0.weight": HE, "layers.1.weight": Call("nn.init.zeros_({w})")},
+            "one scheme",
+        ),
         ({"layers.0": 9}, {"layers.0.weight": Call("")}, "one scheme"),
         ({}, {"layers.0.weight": HE}, "was not recorded"),
     ],

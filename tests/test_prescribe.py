@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -57,9 +58,9 @@ def test_plans_grow_and_end_with_everything() -> None:
     trial = mlp(DEPTH)
     symptom = finding(Cause.DEAD_UNITS, "blocks.4.fc")
     found = prescribe.plans(trial, blamed(finding(Cause.MEAN_OFFSET, "blocks.2.fc"), symptoms=(symptom,)))
-    assert [plan.reach for plan in found][0] is Reach.BLAMED
-    assert [plan.reach for plan in found][-1] is Reach.EVERYTHING
-    for small, large in zip(found, found[1:], strict=False):
+    assert found[0].reach is Reach.BLAMED
+    assert found[-1].reach is Reach.EVERYTHING
+    for small, large in pairwise(found):
         assert set(small.treatments) < set(large.treatments)
     assert "blocks.4.fc.weight" in found[1].treatments
     every = {layer.parameter_path(p) for layer in trial.spec.layers for p in layer.parameters}

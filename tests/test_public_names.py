@@ -16,14 +16,18 @@ PUBLIC = [
     "Cause",
     "FaninError",
     "PoorWeightInitialization",
+    "Repair",
+    "RepairReport",
     "Report",
     "TensorSummary",
     "Trial",
     "Verdict",
     "__version__",
     "check",
+    "initialize",
     "judge",
     "load_trial",
+    "repair",
     "watch",
 ]
 

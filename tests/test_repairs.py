@@ -416,7 +416,9 @@ def test_batches_from_a_generator_are_used_once_and_kept(quick: None) -> None:
 # ── from scratch, and in tests ──────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("fault", ["tiny everywhere", "constant everywhere", "PyTorch's default, deep and narrow"])
+@pytest.mark.parametrize(
+    "fault", ["tiny everywhere", "constant everywhere", "PyTorch's default, deep and narrow"]
+)
 def test_initialize_gives_a_sound_start(fault: str) -> None:
     model = built(fault)
     made = fanin.initialize(model, batches())

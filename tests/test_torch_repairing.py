@@ -127,7 +127,9 @@ class Shared(nn.Module):
 def test_of_a_shared_module_the_first_call_sets_the_scale() -> None:
     model = Shared()
     treated(model, {"layer.weight": Treatment.REDRAW, "layer.bias": Treatment.RESET})
-    assert float((INPUTS @ model.layer.weight.detach().T).square().mean().sqrt()) == pytest.approx(1.0, rel=0.01)
+    assert float((INPUTS @ model.layer.weight.detach().T).square().mean().sqrt()) == pytest.approx(
+        1.0, rel=0.01
+    )
 
 
 class Tied(nn.Module):
@@ -147,7 +149,13 @@ class Tied(nn.Module):
 def test_a_tie_is_kept_and_said() -> None:
     model = Tied()
     made = fanin.repair(
-        model, [(x, x[:, 0]) for x, _ in tokens()], loss_fn, layers=["embedding"], apply=True, prove=False, force=True
+        model,
+        [(x, x[:, 0]) for x, _ in tokens()],
+        loss_fn,
+        layers=["embedding"],
+        apply=True,
+        prove=False,
+        force=True,
     )
     assert model.head.weight is model.embedding.weight
     assert made.repair is not None
@@ -201,7 +209,9 @@ def test_lazy_meta_and_sharded_parameters_are_refused() -> None:
 
 
 def test_weights_kept_as_length_and_direction_are_drawn_together() -> None:
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)), nn.ReLU(), nn.Linear(WIDTH, 5))
+    model = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)), nn.ReLU(), nn.Linear(WIDTH, 5)
+    )
     with torch.no_grad():
         model[0].parametrizations.weight.original1.fill_(0.05)
     made = fanin.initialize(model, INPUTS)
@@ -213,7 +223,9 @@ def test_weights_kept_as_length_and_direction_are_drawn_together() -> None:
 
 
 def test_sigmoids_are_centred_and_the_code_centres_them() -> None:
-    model = nn.Sequential(*(m for _ in range(6) for m in (nn.Linear(WIDTH, WIDTH), nn.Sigmoid())), nn.Linear(WIDTH, 5))
+    model = nn.Sequential(
+        *(m for _ in range(6) for m in (nn.Linear(WIDTH, WIDTH), nn.Sigmoid())), nn.Linear(WIDTH, 5)
+    )
     made = fanin.initialize(model, INPUTS)
     assert ".flatten(1).sum(1)" in made.code
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a repair is: changes of parameters, what they do, and whether they may be applied. Nothing here is applied yet."""
+"""What a repair is: changes of parameters, what they do, and whether they may be applied. None is applied yet."""
 
 from __future__ import annotations
 

@@ -173,7 +173,8 @@ def check(
       fanin check model.py:build --fix         and propose a repair that is proven
       fanin check model.py:build --diff        and show it as a change of your files
 
-    The model and your files are never changed. For --race and --fix the batch is a DataLoader, a list of batches, or one batch of 64 examples or more.
+    The model and your files are never changed. For --race and --fix the batch is a DataLoader, a list of batches, or
+    one batch of 64 examples or more.
     """
     from fanin.examine import check as examine
     from fanin.target import load_target
@@ -213,7 +214,8 @@ def _repairing(bar: Progress, task: TaskID, phase: str, done: int, planned: int)
     """What a proof costs is said before it begins, on a terminal and elsewhere."""
     if phase == "proof" and not done:
         click.echo(
-            f"proof: up to {planned} forward and backward passes on copies of the model; Ctrl-C ends it", err=True
+            f"proof: up to {planned} forward and backward passes on copies of the model; Ctrl-C ends it",
+            err=True,
         )
     bar.update(task, description=phase, completed=done, total=planned)
 

@@ -85,23 +85,21 @@ def _summary(shown: list[Shown], epochs: int) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
-    for heading in ("network", "verdict", "layer", "cause", "line", "accuracy", "repaired"):
+    for heading in ("network", "verdict", "layer", "cause", "accuracy", "repaired"):
         table.add_column(heading, no_wrap=True)
     for one in shown:
         after = "" if one.repaired is None else f"{one.repaired:.1%}"
-        table.add_row(
-            one.name, one.report.verdict.value, *_blame(one.report), f"{one.accuracy:.1%}", after
-        )
+        table.add_row(one.name, one.report.verdict.value, *_blame(one.report), f"{one.accuracy:.1%}", after)
     return table
 
 
-def _blame(report: Report) -> tuple[str, str, str]:
-    """Layer, cause and line of the first origin; empty for a healthy network."""
+def _blame(report: Report) -> tuple[str, str]:
+    """Layer and cause of the first origin; empty for a healthy network."""
     if not report.diagnosis.origins:
-        return "", "", ""
+        return "", ""
     first: Any = report.diagnosis.origins[0].finding
     layer = first.layer if len(first.layers) <= 1 else f"{first.layer} +{len(first.layers) - 1}"
-    return layer, first.cause.value if first.cause else "", str(first.source or "")
+    return layer, first.cause.value if first.cause else ""
 
 
 def _examples() -> ModuleType:

@@ -16,8 +16,8 @@ from pathlib import Path
 from fanin.trial import ModelSpec, SourceLine
 
 ALIKE = 1.4
-"""Factor within which scales count as one: layers of 64 units scatter that much by themselves (Hanin and Nica 2019), and
-a mean over a family keeps the product."""
+"""Factor within which scales count as one: narrow layers scatter that much by themselves (Hanin and Nica 2019), and the
+mean over a family keeps the product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,9 @@ def patch(spec: ModelSpec, calls: Mapping[str, Call]) -> Patch:
         elif why_not:
             elsewhere.append(why_not)
     if any(name not in known for name in calls):
-        elsewhere.append("where the weights are drawn was not recorded: insert the code after the model is built")
+        elsewhere.append(
+            "where the weights are drawn was not recorded: insert the code after the model is built"
+        )
     return Patch("".join(_diff(file, edits) for file, edits in diffs.items()), tuple(elsewhere))
 
 
@@ -139,7 +141,9 @@ def _read(file: str) -> str:
 def _diff(file: str, edits: Sequence[tuple[int, Call]]) -> str:
     before = _read(file)
     after = before
-    for number, call in sorted(edits, reverse=True, key=lambda edit: edit[0]):  # from below: lines above stay put
+    for number, call in sorted(
+        edits, reverse=True, key=lambda edit: edit[0]
+    ):  # from below: lines above stay put
         after = _rewritten(after, SourceLine(file, number), call)
     name = _shown(file)
     lines = difflib.unified_diff(

@@ -12,7 +12,7 @@ from fanin.cause import Cause
 from fanin.change import Plan, Reach, Treatment
 from fanin.errors import UsageError
 from fanin.finding import Diagnosis, Finding, Scope, Verdict
-from fanin.measures import MIXING, head, is_deep_and_plain
+from fanin.measures import MIXING, branch_ends, head, is_deep_and_plain
 from fanin.trial import Kind, LayerSpec, ModelSpec, ParameterSpec, Role, Trial
 
 DEGENERATE = frozenset(
@@ -201,7 +201,9 @@ def _inside(spec: ModelSpec, finding: Finding) -> list[LayerSpec]:
     own = _reach(spec, finding)
     alone = [path for path in paths if path not in {layer.path for layer in own if layer.parameters}]
     within = [layer for layer in spec.layers if any(not p or layer.path.startswith(f"{p}.") for p in alone)]
-    return [layer for layer in spec.layers if layer in own or (layer in within and layer.kind is not Kind.NORM)]
+    return [
+        layer for layer in spec.layers if layer in own or (layer in within and layer.kind is not Kind.NORM)
+    ]
 
 
 def _scaled(spec: ModelSpec, finding: Finding) -> list[LayerSpec]:
@@ -239,16 +241,17 @@ def _everything(trial: Trial, diagnosis: Diagnosis) -> Plan:
 
 
 def _deliberate(trial: Trial, blamed: Sequence[Finding]) -> set[str]:
-    """Starts that somebody has chosen: weights of zeros (heads, branches, adapters) that no finding blames, and the
-    bias of a head that states a prior."""
+    """Starts that somebody has chosen: weights of zeros where networks have them (heads, ends of branches and of
+    adapters, which are branches) that no finding blames, and the bias of a head that states a prior."""
     start = trial.start
     if start is None:
         return set()
     at_fault = {path for f in blamed for path in (f.layer, *f.layers)}
+    usual = set(branch_ends(trial.spec)) | set(trial.spec.outputs)
     zeros = {
         seen.tensor
         for seen in start.of(Role.WEIGHT).values()
-        if seen.layer not in at_fault and seen.summary.is_zero
+        if seen.layer in usual - at_fault and seen.summary.is_zero
     }
     return zeros | set(_priors(trial, at_fault))
 

@@ -182,8 +182,8 @@ def repaired(
 def initialize(
     model: Any, batch: Any, loss_fn: Callable[[Any, Any], Any] | None = None, *, seed: int = 0
 ) -> Repair:
-    """Give a fresh model a sound start, in place, by the machinery of `repair`: every layer drawn by its role and scaled
-    in one forward pass. No diagnosis, no loss, no labels.
+    """Give a fresh model a sound start, in place, by the machinery of `repair`: every layer drawn by its role and
+    scaled in one forward pass. No diagnosis, no loss, no labels.
 
     Zeros that stand for a deliberate start (heads, branches, adapters), tied, frozen and quantized parameters, and
     buffers stay as they are. Two forward passes in all.
@@ -205,7 +205,9 @@ def initialize(
     batch = list(islice(batch, 1)) if isinstance(batch, Iterator) else batch
     model, adapter = built(model)
     if doubts := adapter.history(model):
-        raise _trained(doubts, "build the model anew, or name layers: fanin.repair(..., layers=[...], force=True)")
+        raise _trained(
+            doubts, "build the model anew, or name layers: fanin.repair(..., layers=[...], force=True)"
+        )
     trial = adapter.trace(model, batch, loss_fn)
     repaired, _ = adapter.copy(model)
     treated = adapter.treat(repaired, batch, loss_fn, trial.spec, prescribe.whole(trial), seed)
@@ -291,7 +293,9 @@ class _Work:
             except BatchError as error:
                 return self._result(attempt, _unsafe(made, f"it was not proven: {_said(error)}"), discarded)
             if not races:
-                return self._result(attempt, _unsafe(made, "it was not proven: the budget is spent"), discarded)
+                return self._result(
+                    attempt, _unsafe(made, "it was not proven: the budget is spent"), discarded
+                )
             made = replace(made, proof=races[0], repeats=tuple(races[1:]))
             if made.is_proven:
                 return self._result(attempt, made, discarded)

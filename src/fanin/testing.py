@@ -1,7 +1,7 @@
 """For test suites: a model that is not soundly initialized fails its test, with the reason.
 
-    def test_the_model_starts_well():
-        assert_well_initialized(build_model(), batch, loss_fn)
+def test_the_model_starts_well():
+    assert_well_initialized(build_model(), batch, loss_fn)
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def _lines(
     for text in repair.advice if repair is not None else ():
         yield from paragraph("Advice", _sentence(text), width)
     if repair is not None and repair.changes:
-        yield from paragraph("Cost", f"{repair.passes} passes, {repair.seconds:.1f} s, seed {repair.seed}", width)
+        yield from paragraph(
+            "Cost", f"{repair.passes} passes, {repair.seconds:.1f} s, seed {repair.seed}", width
+        )
         yield from _code(repair, diff, width)
 
 
@@ -98,7 +100,8 @@ def _family(family: Sequence[Change], room: int) -> str:
     name = elide(escape(first.parameter), room // 2)
     more = f" and {len(family) - 1} like it" if len(family) > 1 else ""
     tied = f" (tied to {escape(', '.join(first.tied_to))})" if first.tied_to else ""
-    return f"{name}{more}{tied}: {_how(family)}; rms {_span(c.before.rms for c in family)} -> {_span(c.after.rms for c in family)}"
+    before, after = _span(c.before.rms for c in family), _span(c.after.rms for c in family)
+    return f"{name}{more}{tied}: {_how(family)}; rms {before} -> {after}"
 
 
 def _how(family: Sequence[Change]) -> str:
@@ -153,8 +156,9 @@ def _race(race: Race) -> str:
     """How both did, in shares of the uninformed loss."""
     end = "wins" if race.reference_wins else "does not win"
     return (
-        f"trained for {race.steps} steps of {race.optimizer} at {counted(len(race.heats), 'learning rate')}, as given it "
-        f"gets {race.given:.0%} of the way from the uninformed loss to 0, repaired {race.reference:.0%}: the repair {end}"
+        f"trained for {race.steps} steps of {race.optimizer} at {counted(len(race.heats), 'learning rate')}, as given "
+        f"it gets {race.given:.0%} of the way from the uninformed loss to 0, repaired {race.reference:.0%}: the repair "
+        f"{end}"
     )
 
 

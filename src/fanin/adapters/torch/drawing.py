@@ -181,7 +181,9 @@ class Drawing:
         hidden = int(getattr(self._model.get_submodule(layer.path), "hidden_size", tensor.shape[0]))
         if tensor.ndim < 2:
             if layer.type_name.startswith("LSTM") and len(tensor) == GATES * hidden:
-                return replace(_constant(layer, parameter, 0.0), distribution="forget_gate", scheme="forget gate +1")
+                return replace(
+                    _constant(layer, parameter, 0.0), distribution="forget_gate", scheme="forget gate +1"
+                )
             return _constant(layer, parameter, 0.0)
         if "_hh" in parameter.name:
             made = _named(layer, parameter, "orthogonal", "orthogonal", 1 / sqrt(tensor.shape[1]))
@@ -233,7 +235,9 @@ class Drawing:
             self.recipes[id(length)] = _named(layer, other, "length", "length of the direction")
 
 
-def _named(layer: LayerSpec, parameter: ParameterSpec, distribution: str, scheme: str, std: float = 1.0) -> Recipe:
+def _named(
+    layer: LayerSpec, parameter: ParameterSpec, distribution: str, scheme: str, std: float = 1.0
+) -> Recipe:
     path = layer.parameter_path(parameter)
     return Recipe(path, parameter, distribution, scheme, std, activation=layer.input_activation)  # type: ignore[arg-type]
 

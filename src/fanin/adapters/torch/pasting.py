@@ -63,7 +63,9 @@ def pasted(model: nn.Module, groups: Iterable[Sequence[Recipe]]) -> str:
     opened = ""
     for group in groups:
         header, target = _loop(model, group)
-        body = [line.format(**_names(target), s=_mean(model, group)) for line in _statement(model, group[0]).lines]
+        body = [
+            line.format(**_names(target), s=_mean(model, group)) for line in _statement(model, group[0]).lines
+        ]
         if header and header != opened:
             lines.append(header)
         lines += [f"{INDENT if header else ''}{line}" for line in body]
@@ -112,7 +114,9 @@ def _drawn_lines(recipe: Recipe, tensor: Tensor) -> Statement:
     if recipe.distribution != "normal":
         return Statement(())
     if _is_kaiming(recipe, tensor):
-        return Statement((f'nn.init.kaiming_normal_({{w}}, nonlinearity="{KAIMING[recipe.activation or ""]}")',))
+        return Statement(
+            (f'nn.init.kaiming_normal_({{w}}, nonlinearity="{KAIMING[recipe.activation or ""]}")',)
+        )
     padding = () if recipe.padding is None else (f"{{w}}[{recipe.padding}] = 0",)
     return Statement(("nn.init.normal_({w}, std={s})", *padding), std)
 
@@ -131,7 +135,9 @@ def _orthogonal(recipe: Recipe, tensor: Tensor, std: float) -> Statement:
     gain = std * sqrt(max(rows, columns))
     if recipe.block is None:
         return Statement(("nn.init.orthogonal_({w}, gain={s})",), gain)
-    return Statement((f"for gate in {{w}}.split({rows}):", INDENT + "nn.init.orthogonal_(gate, gain={s})"), gain)
+    return Statement(
+        (f"for gate in {{w}}.split({rows}):", INDENT + "nn.init.orthogonal_(gate, gain={s})"), gain
+    )
 
 
 def _length(recipe: Recipe) -> Statement:
@@ -185,7 +191,11 @@ def _step(where: object, part: str) -> str:
         return f"[{part!r}]"
     if part.isidentifier() and not iskeyword(part):
         return f".{part}"
-    return f".get_submodule({part!r})" if isinstance(where, nn.Module) and part in where._modules else f"[{part!r}]"
+    return (
+        f".get_submodule({part!r})"
+        if isinstance(where, nn.Module) and part in where._modules
+        else f"[{part!r}]"
+    )
 
 
 def _split(model: nn.Module, name: str) -> tuple[str, str, str] | None:
@@ -225,7 +235,11 @@ def _loop(model: nn.Module, group: Sequence[Recipe]) -> tuple[str, str]:
 def _indices(indices: Sequence[int]) -> str:
     step = indices[1] - indices[0]
     if len(indices) > 2 and list(indices) == list(range(indices[0], indices[-1] + 1, step)):
-        return f"range({indices[0]}, {indices[-1] + 1}, {step})" if step > 1 else f"range({indices[0]}, {indices[-1] + 1})"
+        return (
+            f"range({indices[0]}, {indices[-1] + 1}, {step})"
+            if step > 1
+            else f"range({indices[0]}, {indices[-1] + 1})"
+        )
     return f"({', '.join(map(str, indices))})"
 
 
@@ -237,4 +251,3 @@ def _singular(name: str) -> str:
     """
     short = name[:-1] if name.endswith("s") and len(name) > 2 else ""
     return short if short.isidentifier() and not iskeyword(short) and short != "model" else "layer"
-

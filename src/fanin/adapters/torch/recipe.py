@@ -12,7 +12,9 @@ from torch import Generator, Tensor, nn
 from fanin.change import Treatment
 from fanin.trial import ParameterSpec
 
-Distribution = Literal["normal", "uniform", "orthogonal", "constant", "forget_gate", "length", "centred", "kept"]
+Distribution = Literal[
+    "normal", "uniform", "orthogonal", "constant", "forget_gate", "length", "centred", "kept"
+]
 
 FORGET = 1.0
 """Bias of the forget gate (Jozefowicz et al. 2015); half of it in each of the two bias vectors, which add up."""

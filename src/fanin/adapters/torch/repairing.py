@@ -45,9 +45,7 @@ def copied(model: nn.Module, optimizer: Any = None) -> tuple[nn.Module, Any]:
     return other, mapped(optimizer, plain, other) if own else optimizer
 
 
-def treat(
-    model: nn.Module, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Plan, seed: int
-) -> Treated:
+def treat(model: nn.Module, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Plan, seed: int) -> Treated:
     """Carry out a plan, in place, with one forward pass. Nothing but parameters changes, and after an exception not
     even those: buffers, modes, gradients, hooks and random state stay as they are.
 
@@ -83,9 +81,12 @@ def treat(
             _put_in_train_mode(plain)
             drawing.follow(plan)
             scale(plain, spec, drawing, run)
-    except BaseException as error:
+    except Exception as error:
         _put_back(plain, before)
-        raise _not_run(error) from error if isinstance(error, Exception) else None
+        raise _not_run(error) from error
+    except BaseException:
+        _put_back(plain, before)
+        raise
     return _accounted(plain, spec, before, drawing.recipes)
 
 
@@ -94,8 +95,8 @@ def _put_back(model: nn.Module, before: Mapping[str, Tensor]) -> None:
         parameter.data.copy_(before[name])
 
 
-def _not_run(error: BaseException) -> BaseException:
-    if not isinstance(error, Exception) or isinstance(error, UsageError):
+def _not_run(error: Exception) -> Exception:
+    if isinstance(error, UsageError):
         return error
     return BatchError(
         "the model does not run this batch with newly drawn weights",

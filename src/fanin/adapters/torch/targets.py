@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fanin import measures
 from fanin.adapters.torch.describe import kind_of
-from fanin.trial import NETWORK_INPUT, Kind, LayerSpec, ModelSpec
+from fanin.trial import Kind, LayerSpec, ModelSpec
 
 HIDDEN_RMS = 1.0
 """RMS before an activation, for which `fanin.scheme` has its gains."""
@@ -59,7 +59,7 @@ def targets(model: nn.Module, spec: ModelSpec, drawn: dict[int, LayerSpec]) -> d
         spec: Of this model, from a pass.
         drawn: The weights that have been drawn, by id, with the layer whose output they make.
     """
-    branches, heads, reset = _branches(spec), _heads(spec), _normalized(spec)
+    branches, heads, reset = measures.branch_ends(spec), _heads(spec), _normalized(spec)
     shared = {id(p) for m in model.modules() if kind_of(m) is Kind.EMBEDDING for p in m.parameters()}
     found: dict[int, Target] = dict(_sines(model, spec))
     for weight in model.parameters():
@@ -97,23 +97,6 @@ def _heads(spec: ModelSpec) -> set[str]:
     last = measures.head(spec)
     consumed = {path for layer in spec.layers for path in layer.inputs}
     return (set(spec.outputs) - consumed) | ({last.path} if last else set())
-
-
-def _branches(spec: ModelSpec) -> dict[str, int]:
-    """The layers that end a residual branch, with the largest number of branches that meet in one sum with theirs.
-
-    Of the members of a sum the earliest is the trunk. The network's output is such a sum where it goes on from one.
-    """
-    order = {layer.path: place for place, layer in enumerate(spec.layers)} | {NETWORK_INPUT: -1}
-    sums = [layer.inputs for layer in spec.layers if layer.joins == "sum"]
-    if any(set(members) < set(spec.outputs) for members in sums):
-        sums.append(spec.outputs)
-    counts: dict[str, int] = {}
-    for members in sums:
-        known = sorted((member for member in members if member in order), key=lambda member: order[member])
-        for end in known[1:]:
-            counts[end] = max(counts.get(end, 1), len(known) - 1)
-    return counts
 
 
 def _normalized(spec: ModelSpec) -> set[str]:
