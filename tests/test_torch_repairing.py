@@ -206,6 +206,28 @@ def test_lazy_meta_and_sharded_parameters_are_refused() -> None:
         ADAPTER.copy(nn.LazyLinear(3))
     with pytest.raises(UsageError, match="on the meta device"):
         ADAPTER.copy(nn.Linear(3, 3, device="meta"))
+    model = nn.Linear(3, 3)
+    model.weight.placements = ("Shard(0)",)  # what a DTensor has
+    with pytest.raises(UsageError, match="is sharded"):
+        ADAPTER.copy(model)
+
+
+class Packed(Tensor):
+    """A tensor of another class, as quantized weights are."""
+
+    def new_empty(self, *given: Any, **named: Any) -> Packed:
+        return super().new_empty(*given, **named).as_subclass(Packed)
+
+
+def test_tensors_of_other_classes_stay_as_they_are() -> None:
+    model = Net()
+    model.blocks[0].weight = nn.Parameter(model.blocks[0].weight.detach().as_subclass(Packed))
+    assert type(model.blocks[0].weight.data) is Packed
+    before = model.blocks[0].weight.detach().clone()
+    made = fanin.initialize(model, INPUTS)
+    assert "blocks.0.weight" not in made.parameters
+    assert "blocks.1.weight" in made.parameters
+    assert torch.equal(model.blocks[0].weight, before)
 
 
 def test_weights_kept_as_length_and_direction_are_drawn_together() -> None:

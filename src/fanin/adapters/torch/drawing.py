@@ -92,8 +92,7 @@ class Drawing:
             tensor = self._model.get_parameter(layer.parameter_path(parameter))
         except AttributeError:  # a layer without a module, such as a normalization by function
             return None
-        unknown = nn.parameter.is_lazy(tensor) or tensor.is_meta or not tensor.numel()
-        return tensor if tensor.is_floating_point() and not unknown else None
+        return tensor if tensor.is_floating_point() and is_plain(tensor) and tensor.numel() else None
 
     def _apply(
         self, layer: LayerSpec, parameter: ParameterSpec, tensor: nn.Parameter, asked: Treatment
@@ -233,6 +232,11 @@ class Drawing:
             axes = [axis for axis in range(direction.ndim) if length.shape[axis] == 1]
             length.data.copy_(direction.norm(dim=axes, keepdim=True))
             self.recipes[id(length)] = _named(layer, other, "length", "length of the direction")
+
+
+def is_plain(tensor: nn.Parameter) -> bool:
+    """Whether the values are there to be written: neither lazy, without memory, sharded nor quantized."""
+    return not nn.parameter.is_lazy(tensor) and not tensor.is_meta and type(tensor.data) is Tensor
 
 
 def _named(

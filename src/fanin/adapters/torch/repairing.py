@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from fanin.adapters.base import Treated
 from fanin.adapters.torch.describe import uncompiled
-from fanin.adapters.torch.drawing import Drawing
+from fanin.adapters.torch.drawing import Drawing, is_plain
 from fanin.adapters.torch.examining import _parts, _put_in_train_mode, _uncompiled, batches
 from fanin.adapters.torch.pasting import families, pasted, replacement
 from fanin.adapters.torch.recipe import Recipe
@@ -63,7 +63,7 @@ def treat(model: nn.Module, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Pla
     plain = uncompiled(model)
     _require_whole(plain)
     args, kwargs, _ = _parts(batches(batch, 1)[0], loss_fn)
-    before = {name: p.detach().clone() for name, p in plain.named_parameters()}
+    before = {name: p.detach().clone() for name, p in plain.named_parameters() if is_plain(p)}
     drawing = Drawing(plain, spec, torch.Generator().manual_seed(seed))
 
     def run() -> None:
@@ -92,7 +92,8 @@ def treat(model: nn.Module, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Pla
 
 def _put_back(model: nn.Module, before: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
-        parameter.data.copy_(before[name])
+        if name in before:
+            parameter.data.copy_(before[name])
 
 
 def _not_run(error: Exception) -> Exception:
@@ -111,7 +112,7 @@ def _accounted(
 ) -> Treated:
     """Every parameter that moved, with its recipe, in the order in which they were written: what is computed from
     another parameter comes after it."""
-    moved = {n: p for n, p in model.named_parameters() if not _same_bits(p, before[n])}
+    moved = {n: p for n, p in model.named_parameters() if n in before and not _same_bits(p, before[n])}
     names = {id(p): name for name, p in moved.items()}
     known = {names[key]: recipe for key, recipe in recipes.items() if key in names}
     groups = families(model, list(known.values()))
@@ -242,10 +243,9 @@ def _unwritable(parameter: nn.Parameter) -> tuple[str, str] | None:
         return "lazy", "run the model once on a batch first"
     if parameter.is_meta:
         return "on the meta device", "materialize it first: model.to_empty(device=...)"
-    kind = type(parameter.data)
-    if kind is not Tensor or hasattr(parameter, "placements"):
+    if hasattr(parameter, "placements"):  # a DTensor: FSDP2, tensor parallelism
         return (
-            "sharded or of another special class",
+            "sharded",
             "repair the model before it is sharded; with the same seed every rank draws the same values",
         )
     return None
