@@ -63,6 +63,10 @@ def test_type_checkers_see_the_same_names_as_users() -> None:
     assert imported | declared == set(fanin.__all__)
 
 
+def test_the_assertion_for_tests_is_found_without_another_import() -> None:
+    assert fanin.testing.assert_well_initialized.__module__ == "fanin.testing"
+
+
 def test_the_version_is_the_installed_one() -> None:
     assert fanin.__version__ == version("fanin")
 

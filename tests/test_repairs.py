@@ -413,6 +413,16 @@ def test_batches_from_a_generator_are_used_once_and_kept(quick: None) -> None:
     assert result.repair.is_proven
 
 
+def test_a_compiled_model_is_repaired_as_it_was_written() -> None:
+    model = built("a layer of zeros")
+    result = fanin.repair(
+        torch.compile(model, backend="eager"), batches(), loss_fn, prove=False, apply=True, force=True
+    )
+    assert result.repair is not None
+    assert result.repair.parameters == ("blocks.2.weight",)
+    assert model.blocks[2].weight.any()
+
+
 # ── from scratch, and in tests ──────────────────────────────────────────────────────────────────────────────
 
 

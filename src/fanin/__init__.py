@@ -66,11 +66,17 @@ else:  # hidden from type checkers: where they see a module's __getattr__, they 
         "watch": "capture",
     }
 
+    _MODULES = ("testing",)
+
     def __getattr__(name: str) -> object:
         if name == "__version__":
             from importlib.metadata import version
 
             value = version("fanin")
+        elif name in _MODULES:
+            from importlib import import_module
+
+            value = import_module(f"fanin.{name}")
         elif name in _HOMES:
             from importlib import import_module
 

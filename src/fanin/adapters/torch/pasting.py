@@ -18,6 +18,9 @@ from fanin.patch import ALIKE, Call
 
 INDENT = "    "
 
+LEVEL = 0.05
+"""Of a constant input, below which nothing is taken away: inputs of about zero mean."""
+
 KAIMING = {"relu": "relu", "identity": "linear"}
 """Activations whose gain `nn.init.kaiming_normal_` knows as we do, by our names."""
 
@@ -93,10 +96,18 @@ def _statement(model: nn.Module, recipe: Recipe) -> Statement:
     if recipe.distribution == "kept":
         return Statement(("{w}.mul_({s})",), recipe.factor)
     if recipe.distribution == "centred":
-        return Statement(("{w}.copy_(-{s} * {o}.weight.flatten(1).sum(1))",), recipe.value)
+        return _centred(recipe.value)
     if recipe.distribution == "length":
         return _length(recipe)
     return _drawn_lines(recipe, model.get_parameter(recipe.name))
+
+
+def _centred(level: float) -> Statement:
+    """Minus what a constant input of this level would add."""
+    if abs(level) < LEVEL:
+        return Statement(("nn.init.zeros_({w})",))
+    sign = "-" if level > 0 else ""
+    return Statement((f"{{w}}.copy_({sign}{{s}} * {{o}}.weight.flatten(1).sum(1))",), abs(level))
 
 
 def _drawn_lines(recipe: Recipe, tensor: Tensor) -> Statement:
