@@ -3,6 +3,7 @@
 fanin check examples/digits.py:default_weights      # PyTorch's default: does not learn
 fanin check examples/digits.py:he_normal            # learns
 fanin check examples/digits.py:one_bad_layer        # one layer spoils it
+fanin check examples/digits.py:one_bad_layer --diff # and how to mend it, proven
 fanin run -- python examples/digits.py he_normal    # watch it train
 """
 
@@ -86,6 +87,11 @@ def train(
     x, y = digits(train=False)
     with torch.no_grad():
         return float((model(x).argmax(dim=1) == y).float().mean())
+
+
+def paste(code: str, model: nn.Module) -> None:
+    """Run the code that a repair prints, as if it stood after the line that builds the model."""
+    exec(code, {"model": model, "torch": torch, "nn": nn})
 
 
 if __name__ == "__main__":

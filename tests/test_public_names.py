@@ -16,14 +16,18 @@ PUBLIC = [
     "Cause",
     "FaninError",
     "PoorWeightInitialization",
+    "Repair",
+    "RepairReport",
     "Report",
     "TensorSummary",
     "Trial",
     "Verdict",
     "__version__",
     "check",
+    "initialize",
     "judge",
     "load_trial",
+    "repair",
     "watch",
 ]
 
@@ -57,6 +61,10 @@ def test_type_checkers_see_the_same_names_as_users() -> None:
     }
     declared = {node.target.id for node in branch.body if isinstance(node, ast.AnnAssign)}  # type: ignore[union-attr]
     assert imported | declared == set(fanin.__all__)
+
+
+def test_the_assertion_for_tests_is_found_without_another_import() -> None:
+    assert fanin.testing.assert_well_initialized.__module__ == "fanin.testing"
 
 
 def test_the_version_is_the_installed_one() -> None:

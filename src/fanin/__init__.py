@@ -13,26 +13,34 @@ __all__ = [
     "Cause",
     "FaninError",
     "PoorWeightInitialization",
+    "Repair",
+    "RepairReport",
     "Report",
     "TensorSummary",
     "Trial",
     "Verdict",
     "__version__",
     "check",
+    "initialize",
     "judge",
     "load_trial",
+    "repair",
     "watch",
 ]
 
 if TYPE_CHECKING:
     from fanin.capture import watch as watch
     from fanin.cause import Cause as Cause
+    from fanin.change import Repair as Repair
     from fanin.errors import FaninError as FaninError
     from fanin.examine import Report as Report
     from fanin.examine import check as check
     from fanin.examine import judge as judge
     from fanin.examine import load_trial as load_trial
     from fanin.finding import Verdict as Verdict
+    from fanin.repairs import RepairReport as RepairReport
+    from fanin.repairs import initialize as initialize
+    from fanin.repairs import repair as repair
     from fanin.rules.poor_weight_initialization import PoorWeightInitialization as PoorWeightInitialization
     from fanin.summary import TensorSummary as TensorSummary
     from fanin.trial import Trial as Trial
@@ -44,21 +52,31 @@ else:  # hidden from type checkers: where they see a module's __getattr__, they 
         "Cause": "cause",
         "FaninError": "errors",
         "PoorWeightInitialization": "rules.poor_weight_initialization",
+        "Repair": "change",
+        "RepairReport": "repairs",
         "Report": "examine",
         "TensorSummary": "summary",
         "Trial": "trial",
         "Verdict": "finding",
         "check": "examine",
+        "initialize": "repairs",
         "judge": "examine",
         "load_trial": "examine",
+        "repair": "repairs",
         "watch": "capture",
     }
+
+    _MODULES = ("testing",)
 
     def __getattr__(name: str) -> object:
         if name == "__version__":
             from importlib.metadata import version
 
             value = version("fanin")
+        elif name in _MODULES:
+            from importlib import import_module
+
+            value = import_module(f"fanin.{name}")
         elif name in _HOMES:
             from importlib import import_module
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from fanin.examine import Report
+    from fanin.repairs import RepairReport
     from fanin.target import Target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,6 +119,7 @@ def main() -> None:
     Examples:
       fanin demo                               see it at work, in a minute
       fanin check model.py:build               before any training
+      fanin check model.py:build --fix         and with a repair that is proven
       fanin run -- python train.py --lr 0.1    any training script, unchanged
       fanin judge runs/train-20260301-093000   again, later, elsewhere
       fanin explain FAN101                     what a code means
@@ -134,9 +136,28 @@ def main() -> None:
 @click.option(
     "--race", is_flag=True, help="Also train copies of the model against a sound re-draw, some steps each."
 )
+@click.option(
+    "--fix", is_flag=True, help="Propose a repair, prove it by training copies, and print the code to paste."
+)
+@click.option("--diff", is_flag=True, help="As --fix, and show the repair as a change of your files.")
+@click.option(
+    "--budget", metavar="N|TIME", help="Most passes (500) or time (90s, 5m) of the proof that --fix takes."
+)
+@click.option("--force", is_flag=True, help="Propose a repair for a model that was trained or loaded too.")
 @_fail_on
 @reporting
-def check(target: str, race: bool, fail_on: str, form: str, color: bool | None, path: str | None) -> int:
+def check(
+    target: str,
+    race: bool,
+    fix: bool,
+    diff: bool,
+    budget: str | None,
+    force: bool,
+    fail_on: str,
+    form: str,
+    color: bool | None,
+    path: str | None,
+) -> int:
     """Judge a model before any training.
 
     TARGET is MODULE:BUILD. BUILD takes no arguments and returns a model, a batch (inputs, targets), a loss function
@@ -149,8 +170,11 @@ def check(target: str, race: bool, fail_on: str, form: str, color: bool | None, 
       fanin check app.models:build             a module, from here
       fanin check app.models:build --format json -o init.json
       fanin check model.py:build --race        and train copies a little, beside sound ones
+      fanin check model.py:build --fix         and propose a repair that is proven
+      fanin check model.py:build --diff        and show it as a change of your files
 
-    For --race the batch is a DataLoader, a list of batches, or one batch of 64 examples or more.
+    The model and your files are never changed. For --race and --fix the batch is a DataLoader, a list of batches, or
+    one batch of 64 examples or more.
     """
     from fanin.examine import check as examine
     from fanin.target import load_target
@@ -160,7 +184,50 @@ def check(target: str, race: bool, fail_on: str, form: str, color: bool | None, 
         report = examine(*given, optimizer=given.optimizer)
         if race:
             report = _raced(report, given)
+        fixed = _fixed(report, given, budget, force) if fix or diff else None
+    if fixed is not None:
+        return _show_fixed(fixed, diff, fail_on, form, color, path)
     return _show(report, fail_on, form, color, path)
+
+
+def _fixed(report: Report, given: Target, budget: str | None, force: bool) -> RepairReport | None:
+    """The report with a repair, or None where Ctrl-C ends it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from fanin.repairs import repaired
+
+    console = Console(stderr=True)
+    try:
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+            task = bar.add_task("repair", total=None)
+            show = partial(_repairing, bar, task)
+            return repaired(
+                report, *given, optimizer=given.optimizer, budget=budget, force=force, on_progress=show
+            )
+    except KeyboardInterrupt:
+        click.echo("repair: interrupted; the verdict is without it", err=True)
+        return None
+
+
+def _repairing(bar: Progress, task: TaskID, phase: str, done: int, planned: int) -> None:
+    """What a proof costs is said before it begins, on a terminal and elsewhere."""
+    if phase == "proof" and not done:
+        click.echo(
+            f"proof: up to {planned} forward and backward passes on copies of the model; Ctrl-C ends it",
+            err=True,
+        )
+    bar.update(task, description=phase, completed=done, total=planned)
+
+
+def _show_fixed(
+    fixed: RepairReport, diff: bool, fail_on: str, form: str, color: bool | None, path: str | None
+) -> int:
+    from fanin.output import Output
+
+    out = Output(form, color, path)
+    out.write(fixed.render(form, diff=diff, width=out.width, color=out.colored))
+    return EXITS[fail_on][fixed.verdict.value]
 
 
 def _raced(report: Report, given: Target) -> Report:

@@ -86,7 +86,7 @@ def check(
         UsageError: The model is of no known framework, or the optimizer is not one of this model.
     """
     asked = tuple(judgement.load_rules() if rules is None else rules)
-    model, adapter = _built(model)
+    model, adapter = built(model)
     seen = adapter.examine(model, batch, loss_fn, judgement.needs(asked), optimizer)
     trial = replace(seen, about={**about(seen.spec.framework), **seen.about})
     if race:
@@ -146,8 +146,12 @@ def load_trial(uri: str | os.PathLike[str]) -> Trial:
     return open_store(uri).load()
 
 
-def _built(model: Any) -> tuple[Any, Adapter]:
-    """The model and its adapter; a function is called first, while the lines that write parameters are noted."""
+def built(model: Any) -> tuple[Any, Adapter]:
+    """The model and its adapter; a function is called first, while the lines that write parameters are noted.
+
+    Raises:
+        UsageError: It is, or the function makes, no model of a known framework.
+    """
     try:
         return model, adapter_for(model)
     except UsageError:

@@ -13,9 +13,16 @@ between the outputs for two of them (Poole et al. 2016, c*).
 from __future__ import annotations
 
 from math import inf, log10, nan
+from statistics import median
 
 from fanin.summary import TensorSummary
 from fanin.trial import NETWORK_INPUT, Kind, LayerSpec, ModelSpec, Observation, Role, Step
+
+MIXING = frozenset({Kind.LINEAR, Kind.CONV, Kind.CONV_TRANSPOSE})
+
+DEEP = 0.3
+"""Depth over width from which random directions lose a signal even where its scale is kept, and orthogonal ones do not
+(Saxe et al. 2014; Hanin and Nica 2019: Var[ln q] ≈ 5 L/n). Below it Gaussian directions did as well."""
 
 
 def decades(ratio: float) -> float:
@@ -58,6 +65,35 @@ def is_chain(spec: ModelSpec) -> bool:
     """Whether the network is a plain stack: nothing normalizes its signal, and no sum leads around a layer."""
     ran = [layer for layer in spec.layers if layer.calls]
     return not any(layer.kind in (Kind.NORM, Kind.ATTENTION) or layer.joins == "sum" for layer in ran)
+
+
+def branch_ends(spec: ModelSpec) -> dict[str, int]:
+    """The layers that end a residual branch, with the largest number of branches that meet in one sum with theirs.
+
+    Of the members of a sum the earliest is the trunk. The network's output is such a sum where it goes on from one.
+    """
+    order = {layer.path: place for place, layer in enumerate(spec.layers)} | {NETWORK_INPUT: -1}
+    sums = [layer.inputs for layer in spec.layers if layer.joins == "sum"]
+    if any(set(members) < set(spec.outputs) for members in sums):
+        sums.append(spec.outputs)
+    counts: dict[str, int] = {}
+    for members in sums:
+        known = sorted((member for member in members if member in order), key=lambda member: order[member])
+        for end in known[1:]:
+            counts[end] = max(counts.get(end, 1), len(known) - 1)
+    return counts
+
+
+def is_deep_and_plain(spec: ModelSpec) -> bool:
+    """Whether nothing resets or bypasses the signal on the way, and the way is long for its width."""
+    ran = [layer for layer in spec.layers if layer.calls]
+    if any(
+        layer.kind in (Kind.NORM, Kind.RECURRENT, Kind.ATTENTION) or layer.joins == "sum" for layer in ran
+    ):
+        return False
+    fans = [layer.weights[0].fan_in for layer in ran if layer.kind in MIXING and layer.weights]
+    known = [fan for fan in fans if fan]
+    return bool(known) and len(known) / median(known) > DEEP
 
 
 def has_attention(step: Step) -> bool:

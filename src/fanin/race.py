@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from math import inf, isfinite, nan, sqrt
 from statistics import fmean, stdev
@@ -60,6 +60,10 @@ SIGMAS = 2.0
 EARLIEST = 12
 """Steps before which no race ends: the last quarter of them has three losses, enough for a standard error."""
 
+CLOSE = (0.6, 0.9)
+"""Ratios around CLEAR at which a second and third draw are asked: one draw of a sound scheme differs from the next by
+about a tenth in progress (the two seeds of InitBench's sound tune cases)."""
+
 LARGEST_LOSS = 2.0
 """In uninformed losses: larger ones count as this one in the paired difference, or one spike would hide it."""
 
@@ -81,6 +85,8 @@ class RaceOptions:
         steps, most: Steps of each twin at each rate, and where neither moves.
         seed: Of the re-draw, and of what is random in training.
         on_progress: Called with (steps taken, steps planned) after each step.
+        seconds: After which it ends with what has been seen by then.
+        factors: Of the learning rate of a given optimizer, as many as there are `learning_rates`.
     """
 
     learning_rates: tuple[float, ...] = RATES
@@ -88,11 +94,39 @@ class RaceOptions:
     most: int = MOST
     seed: int = 0
     on_progress: Callable[[int, int], None] | None = None
+    seconds: float = inf
+    factors: tuple[float, ...] = FACTORS
 
     @property
     def passes(self) -> int:
         """Forward and backward passes planned."""
         return race_passes(self.learning_rates, self.steps)
+
+    @property
+    def most_passes(self) -> int:
+        """Forward and backward passes of a race that goes on to the end."""
+        return self.taken(self.most)
+
+    def taken(self, steps: int) -> int:
+        """Forward and backward passes of so many steps: after `steps` only the best of the references goes on."""
+        rates, more = len(self.learning_rates), max(0, steps - self.steps)
+        return 2 * rates * (steps - more) + (rates + 1) * more
+
+    def within(self, passes: int) -> RaceOptions | None:
+        """A race of no more passes than these: what is given up first is the time to catch up, then the choice of
+        learning rates, then length; None where too little is left to show anything."""
+        if passes >= 2 * len(self.learning_rates) * self.steps:
+            spare = (passes - 2 * len(self.learning_rates) * self.steps) // (len(self.learning_rates) + 1)
+            return replace(self, most=min(self.most, self.steps + spare))
+        if len(self.learning_rates) > 1:
+            one = replace(self, learning_rates=_middle(self.learning_rates), factors=_middle(self.factors))
+            return one.within(passes)
+        steps = passes // 2
+        return replace(self, steps=steps, most=steps) if steps >= EARLIEST else None
+
+
+def _middle(rates: tuple[float, ...]) -> tuple[float, ...]:
+    return (sorted(rates)[len(rates) // 2],)
 
 
 def race_passes(learning_rates: Iterable[float], steps: int) -> int:
@@ -196,6 +230,24 @@ class Race:
         if self.reference < LEAST or abs(self.ratio - POOR) <= error:
             return Outcome.UNDECIDED
         return Outcome.POOR if self.ratio < POOR else Outcome.HEALTHY
+
+    @property
+    def reference_wins(self) -> bool:
+        """Whether the reference is ahead by more than the error of the comparison, and by enough to matter."""
+        ahead, error = self.difference
+        return self.moved and self.given < CLEAR * self.reference and ahead > SIGMAS * error
+
+    @property
+    def is_close(self) -> bool:
+        """Whether another draw might end differently."""
+        if not self.moved or self.given >= CLOSE[1] * self.reference:
+            return False
+        return not self.reference_wins or self.ratio > CLOSE[0]
+
+    @property
+    def passes(self) -> int:
+        """Forward passes taken, each with its backward pass; of the scaling pass without one."""
+        return sum(len(heat.given) + len(heat.reference) for heat in self.heats)
 
     @property
     def caught_up(self) -> bool:

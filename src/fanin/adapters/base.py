@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from fanin.change import Change, Plan
+from fanin.patch import Call
 from fanin.race import Race, RaceOptions
 from fanin.rule import Need
 from fanin.summary import TensorSummary
@@ -53,6 +55,21 @@ class WatchPlan:
     on_error: OnError = "warn"
     worker: int = 0
     examples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Treated:
+    """What a plan has done to a model.
+
+    Attributes:
+        changes: One for each parameter whose values are others now, in forward order.
+        code: Plain initialization code that does the same to a model called `model`.
+        calls: By a parameter's full name the one call that draws it soundly.
+    """
+
+    changes: tuple[Change, ...]
+    code: str
+    calls: Mapping[str, Call]
 
 
 class Adapter(ABC):
@@ -104,6 +121,7 @@ class Adapter(ABC):
         spec: ModelSpec,
         options: RaceOptions,
         optimizer: Any = None,
+        reference: Any = None,
     ) -> Race:
         """Train copies of the model against copies of its sound re-draw; leaves no trace, also when interrupted.
 
@@ -113,12 +131,53 @@ class Adapter(ABC):
             spec: Of this model, from a pass.
             options: How to race.
             optimizer: Of this model, or a function of parameters that makes one; None for Adam.
+            reference: Races instead of the re-draw: the same model, repaired; only read.
 
         Raises:
             BatchError: There is one batch only, and it is too small to be split.
             LossError: The loss cannot be computed.
             UsageError: The model cannot be copied, or the optimizer is not one of this model.
         """
+
+    @abstractmethod
+    def trace(self, model: Any, batch: Any, loss_fn: Any) -> Trial:
+        """One forward pass, without a loss, as a trial that holds the parameters; leaves no trace.
+
+        Raises:
+            BatchError: The model cannot run the batch.
+        """
+
+    @abstractmethod
+    def copy(self, model: Any, optimizer: Any = None) -> tuple[Any, Any]:
+        """Another model with the same values, and the same optimizer for it, without state; None for None.
+
+        Raises:
+            UsageError: It cannot be copied, or its parameters cannot be written (lazy, without memory, sharded).
+        """
+
+    @abstractmethod
+    def treat(self, model: Any, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Plan, seed: int) -> Treated:
+        """Carry out a plan on a model, in place, in one forward pass; nothing but parameters changes.
+
+        Args:
+            model, batch, loss_fn: As `fanin.check` takes them; the loss is not computed.
+            spec: Of this model, from a pass.
+            plan: Which parameters get which treatment.
+            seed: Of the draw, the only source of randomness: equal seeds give equal bits.
+
+        Raises:
+            BatchError: The model does not run the batch with the new values.
+            UsageError: Its parameters cannot be written.
+        """
+
+    @abstractmethod
+    def adopt(self, model: Any, repaired: Any, parameters: Sequence[str]) -> Callable[[], None]:
+        """Give a model the values of its repaired copy, all or none; what it returns puts the old ones back."""
+
+    @abstractmethod
+    def history(self, model: Any, optimizer: Any = None) -> tuple[str, ...]:
+        """What shows that the model is no fresh initialization (optimizer state, a checkpoint, many writes), one
+        sentence each; none where nothing does."""
 
     @abstractmethod
     def await_training(self, start: Callable[[Any], Any]) -> None:

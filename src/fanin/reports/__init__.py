@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 
+from fanin.change import Repair
 from fanin.errors import UsageError
 from fanin.finding import Diagnosis
 from fanin.reports.base import Renderer
@@ -32,3 +34,38 @@ def render(format: str, trial: Trial, diagnosis: Diagnosis, *, width: int = 80, 
         )
     renderer: Renderer = import_module(FORMATS[format]).render
     return renderer(trial, diagnosis, width=width, color=color)
+
+
+def render_repair(
+    format: str,  # noqa: A002
+    trial: Trial,
+    diagnosis: Diagnosis,
+    repair: Repair | None,
+    discarded: Sequence[Repair] = (),
+    *,
+    applied: bool = False,
+    diff: bool = False,
+    width: int = 80,
+    color: bool = False,
+) -> str:
+    """A report with a repair, as text.
+
+    Args:
+        format, trial, diagnosis, width, color: As for `render`.
+        repair: What is proposed; None where nothing is.
+        discarded: What was tried and did not win.
+        applied: Whether the model holds the repair by now.
+        diff: Whether to show it as a change of files too.
+
+    Raises:
+        UsageError: There is no such format.
+    """
+    if format == "json":
+        from fanin.reports.json import render_with
+
+        return render_with(trial, diagnosis, repair, discarded, applied)
+    from fanin.reports.repair import render as render_below
+
+    above = render(format, trial, diagnosis, width=width, color=color)
+    below = render_below(repair, discarded, applied=applied, diff=diff, width=width, color=color)
+    return f"{above}\n\n{below}"

@@ -7,11 +7,12 @@ are escaped, so that the text survives any encoding.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite, isnan
 from typing import Any
 
+from fanin.change import Change, Effect, Repair
 from fanin.finding import Diagnosis, Finding, Missing, Verdict
 from fanin.race import Race
 from fanin.reports.base import Reading, fired, layer_readings, shown_step
@@ -32,6 +33,65 @@ STATUS = {
 def render(trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool = False) -> str:
     """The report as a JSON object; width and colour have no meaning here."""
     return json.dumps(_strict(_report(trial, diagnosis)), indent=2, allow_nan=False)
+
+
+def render_with(
+    trial: Trial, diagnosis: Diagnosis, repair: Repair | None, discarded: Sequence[Repair], applied: bool
+) -> str:
+    """The same object with `repair`, null where none is proposed, `discarded` and `applied`."""
+    whole = _report(trial, diagnosis) | {
+        "repair": _repair(repair) if repair is not None else None,
+        "discarded": [_repair(one) for one in discarded],
+        "applied": applied,
+    }
+    return json.dumps(_strict(whole), indent=2, allow_nan=False)
+
+
+def _repair(repair: Repair) -> dict[str, Any]:
+    return {
+        "safety": repair.safety.value,
+        "reasons": list(repair.reasons),
+        "advice": list(repair.advice),
+        "reach": repair.reach.value,
+        "changes": [_change(change) for change in repair.changes],
+        "effects": [_effect(effect) for effect in repair.effects],
+        "first_loss": {"before": repair.losses[0], "after": repair.losses[1]},
+        "verdict": repair.verdict.value if repair.verdict is not None else None,
+        "proven": repair.is_proven,
+        "proofs": [_race(race) for race in repair.proofs],
+        "code": repair.code,
+        "diff": repair.diff,
+        "elsewhere": list(repair.elsewhere),
+        "seed": repair.seed,
+        "passes": repair.passes,
+        "seconds": repair.seconds,
+    }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "parameter": change.parameter,
+        "treatment": change.treatment.value,
+        "scheme": change.scheme,
+        "distribution": change.distribution,
+        "std": change.std,
+        "gain": change.gain,
+        "factor": change.factor,
+        "before": {"rms": change.before.rms, "mean": change.before.mean},
+        "after": {"rms": change.after.rms, "mean": change.after.mean},
+        "tied_to": list(change.tied_to),
+    }
+
+
+def _effect(effect: Effect) -> dict[str, Any]:
+    return {
+        "code": effect.code,
+        "layer": effect.layer,
+        "quantity": effect.quantity,
+        "expected": _interval(effect.expected),
+        "before": _interval(effect.before),
+        "after": _interval(effect.after) if effect.after is not None else None,
+    }
 
 
 def _report(trial: Trial, diagnosis: Diagnosis) -> dict[str, Any]:

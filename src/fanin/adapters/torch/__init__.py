@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fanin.adapters.base import Adapter, Watching, WatchPlan
+from fanin.adapters.base import Adapter, Treated, Watching, WatchPlan
+from fanin.adapters.torch import repairing
 from fanin.adapters.torch.awaiting import Awaited
 from fanin.adapters.torch.describe import model_spec
-from fanin.adapters.torch.examining import examine
+from fanin.adapters.torch.examining import examine, trace
 from fanin.adapters.torch.racing import race
 from fanin.adapters.torch.sources import recording
 from fanin.adapters.torch.statistics import summarize
 from fanin.adapters.torch.watching import TorchWatching
+from fanin.change import Plan
 from fanin.race import Race, RaceOptions
 from fanin.rule import Need
 from fanin.summary import TensorSummary
@@ -60,6 +62,7 @@ class TorchAdapter(Adapter):
         spec: ModelSpec,
         options: RaceOptions,
         optimizer: Any = None,
+        reference: nn.Module | None = None,
     ) -> Race:
         """See Adapter."""
         return race(
@@ -73,7 +76,32 @@ class TorchAdapter(Adapter):
             most=options.most,
             seed=options.seed,
             on_progress=options.on_progress,
+            seconds=options.seconds,
+            factors=options.factors,
+            reference=reference,
         )
+
+    def trace(self, model: nn.Module, batch: Any, loss_fn: Any) -> Trial:
+        """See Adapter."""
+        return trace(model, batch, loss_fn)
+
+    def copy(self, model: nn.Module, optimizer: Any = None) -> tuple[nn.Module, Any]:
+        """See Adapter."""
+        return repairing.copied(model, optimizer)
+
+    def treat(
+        self, model: nn.Module, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Plan, seed: int
+    ) -> Treated:
+        """See Adapter."""
+        return repairing.treat(model, batch, loss_fn, spec, plan, seed)
+
+    def adopt(self, model: nn.Module, repaired: nn.Module, parameters: Sequence[str]) -> Callable[[], None]:
+        """See Adapter."""
+        return repairing.adopt(model, repaired, parameters)
+
+    def history(self, model: nn.Module, optimizer: Any = None) -> tuple[str, ...]:
+        """See Adapter."""
+        return repairing.history(model, optimizer)
 
     def await_training(self, start: Callable[[Any], Any]) -> None:
         """See Adapter."""

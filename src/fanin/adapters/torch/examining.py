@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -16,6 +16,7 @@ from fanin.adapters.base import WatchPlan
 from fanin.adapters.torch.describe import is_compiled, module_at, output_axis, tensors_in, uncompiled
 from fanin.adapters.torch.looks import beside, optimizer_for, reference_step, updates
 from fanin.adapters.torch.restore import COPY_LIMIT, beside_untouched, can_be_changed, untouched
+from fanin.adapters.torch.statistics import summarize
 from fanin.adapters.torch.watching import TorchWatching
 from fanin.errors import BatchError, LossError
 from fanin.measures import head
@@ -64,6 +65,39 @@ def examine(
             found = looking.reference(spec)
             steps = (*steps, found) if found is not None else steps
     return Trial(spec, steps, about={"optimizer": looking.stepping} if looking.stepping else {})
+
+
+def trace(model: nn.Module, batch: Any, loss_fn: Any) -> Trial:
+    """See `fanin.adapters.base.Adapter.trace`."""
+    plain = uncompiled(model)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        untouched(plain),
+        beside_untouched(plain, loss_fn, batch),
+        _uncompiled(plain),
+    ):
+        _put_in_train_mode(plain)
+        args, kwargs, _ = _parts(batches(batch, 1)[0], loss_fn)
+        _require_examples((args, kwargs))
+        _require_same_device(plain, (args, kwargs))
+        plan = WatchPlan(frozenset(), 1, lambda *_: None, on_error="raise")
+        watching = TorchWatching(plain, plan, runs_eagerly=CAN_RUN_EAGERLY)
+        try:
+            _run(plain, watching, args, kwargs)
+            spec = watching.spec
+        finally:
+            watching.detach()
+        return Trial(spec, (Step(0, observations=tuple(_parameters_seen(plain, spec))),))
+
+
+def _parameters_seen(model: nn.Module, spec: ModelSpec) -> Iterator[Observation]:
+    known = dict(model.named_parameters())
+    for layer in spec.layers:
+        for parameter in layer.parameters:
+            tensor = known.get(name := layer.parameter_path(parameter))
+            if tensor is not None and not nn.parameter.is_lazy(tensor):
+                yield Observation(layer.path, parameter.role, name, summarize(tensor))
 
 
 Parts = tuple[tuple[Any, ...], dict[str, Any], Any]

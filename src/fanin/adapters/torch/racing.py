@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from math import isfinite, nan
+from math import inf, isfinite, nan
+from time import monotonic
 from typing import Any
 
 import torch
@@ -44,6 +45,9 @@ def race(
     most: int = MOST,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    seconds: float = inf,
+    factors: Sequence[float] = FACTORS,
+    reference: nn.Module | None = None,
 ) -> Race:
     """Train copies of the model as given and of its re-draw on the same batches with the same optimizer.
 
@@ -63,6 +67,9 @@ def race(
         most: Steps of a race in which the given one is behind at that point, or neither has moved.
         seed: Of the re-draw, and of what is random in training.
         on_progress: Called with (steps taken, steps planned) after each step.
+        seconds: After which it ends with what has been seen by then.
+        factors: Of the given optimizer's learning rate.
+        reference: Races instead of the re-draw: the same model, repaired. Copied too.
 
     Raises:
         BatchError: One batch only, and too small to be split.
@@ -76,16 +83,22 @@ def race(
         stack.enter_context(untouched(plain))
         stack.enter_context(_uncompiled(plain))
         stack.enter_context(beside_untouched(plain, loss_fn, batch))
-        course = _Course(plain, several(batches(batch, most)), loss_fn, spec, seed)
-        pairs = list(course.pairs(optimizer, learning_rates))
-        return course.run(pairs, steps, max(steps, most), on_progress)
+        course = _Course(plain, several(batches(batch, most)), loss_fn, spec, seed, reference)
+        pairs = list(course.pairs(optimizer, learning_rates, factors))
+        return course.run(pairs, steps, max(steps, most), on_progress, monotonic() + seconds)
 
 
 class _Course:
     """What all twins share: the batches, the loss, and the random state of each step."""
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Any], loss_fn: Any, spec: ModelSpec, seed: int
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        loss_fn: Any,
+        spec: ModelSpec,
+        seed: int,
+        reference: nn.Module | None = None,
     ) -> None:
         self._batches = batches
         self._loss_fn = loss_fn
@@ -93,11 +106,13 @@ class _Course:
         self._seed = seed
         self._original = model
         self._given = copy_of(model)
-        self._reference = copy_of(model)
-        self.uninformed = self._redraw()
+        self._is_drawn = reference is not None
+        self._reference = copy_of(model if reference is None else uncompiled(reference))
+        self.uninformed = self._first_pass()
 
-    def _redraw(self) -> float:
-        """Scale the re-draw on the first batch; the loss of the best constant output for such batches."""
+    def _first_pass(self) -> float:
+        """Scale the re-draw on the first batch, or only run what races instead; the loss of the best constant output
+        for such batches."""
         args, kwargs, _ = _parts(self._batches[0], self._loss_fn)
         buffers = {name: b.detach().clone() for name, b in self._reference.named_buffers()}
 
@@ -107,7 +122,7 @@ class _Course:
 
         seed_everything(self._seed)
         try:
-            output = redraw(self._reference, self._spec, run, self._seed)
+            output = run() if self._is_drawn else redraw(self._reference, self._spec, run, self._seed)
         except Exception as error:
             raise _not_drawn(error) from error
         for name, buffer in self._reference.named_buffers():
@@ -140,9 +155,11 @@ class _Course:
             return None
         return output_axis(module, output) if module is not None else None
 
-    def pairs(self, optimizer: Any, rates: Sequence[float]) -> Iterator[tuple[float, Twin, Twin]]:
+    def pairs(
+        self, optimizer: Any, rates: Sequence[float], factors: Sequence[float]
+    ) -> Iterator[tuple[float, Twin, Twin]]:
         """Both twins at each learning rate."""
-        for setting in tuple(rates) if optimizer is None else FACTORS:
+        for setting in rates if optimizer is None else factors:
             given, reference = (
                 self._twin(deepcopy(source), optimizer, setting) for source in (self._given, self._reference)
             )
@@ -164,6 +181,7 @@ class _Course:
         steps: int,
         most: int,
         on_progress: Callable[[int, int], None] | None,
+        until: float = inf,
     ) -> Race:
         """Step by step, all twins on the same batch with the same random state."""
         optimizer = type(pairs[0][1].optimizer).__name__ if pairs else ""
@@ -179,7 +197,7 @@ class _Course:
                 running = [*(pair[1] for pair in pairs), best[2]]
             if on_progress is not None:
                 on_progress(index + 1, steps if index < steps else most)
-            if seen.caught_up or (index + 1 >= steps and seen.is_clear):
+            if seen.caught_up or (index + 1 >= steps and seen.is_clear) or monotonic() > until:
                 break
         return seen
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import inf, isfinite, nan
 from typing import Any
 
@@ -21,8 +22,10 @@ from torch.overrides import TorchFunctionMode
 
 from fanin.adapters.torch.describe import tensors_in
 from fanin.adapters.torch.drawing import Drawing
+from fanin.adapters.torch.recipe import Recipe
 from fanin.adapters.torch.targets import Target, targets
-from fanin.trial import ModelSpec
+from fanin.change import Treatment
+from fanin.trial import ModelSpec, ParameterSpec, Role
 
 WITH_BIAS_THIRD = frozenset(
     {F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
@@ -90,7 +93,22 @@ def redraw(model: nn.Module, spec: ModelSpec, run: Callable[[], Any], seed: int)
     """
     drawing = Drawing(model, spec, torch.Generator().manual_seed(seed))
     drawing.everything()
-    with _without_dropout(model), _Scaling(targets(model, spec, drawing.drawn)):
+    return scale(model, spec, drawing, run)
+
+
+def scale(model: nn.Module, spec: ModelSpec, drawing: Drawing, run: Callable[[], Any]) -> Any:
+    """Give what was drawn its scale in one pass, and note the factors in the drawing's recipes.
+
+    Args:
+        model: Written in place.
+        spec: Of this model, from a pass.
+        drawing: What was drawn; only that is scaled.
+        run: Runs the model once; dropout is off meanwhile.
+
+    Returns:
+        What `run` returns, computed with the new weights.
+    """
+    with _without_dropout(model), _Scaling(targets(model, spec, drawing.drawn), drawing.recipes):
         return run()
 
 
@@ -100,9 +118,10 @@ def redraw(model: nn.Module, spec: ModelSpec, run: Callable[[], Any], seed: int)
 class _Scaling(TorchFunctionMode):
     """Scales each weight when a function first takes it."""
 
-    def __init__(self, aims: dict[int, Target]) -> None:
+    def __init__(self, aims: dict[int, Target], recipes: dict[int, Recipe]) -> None:
         super().__init__()
         self._targets = aims
+        self._recipes = recipes
         self._frequency = 1.0
         self._before_sine = 0.0
 
@@ -146,8 +165,10 @@ class _Scaling(TorchFunctionMode):
             if not isfinite(factor):
                 return
             aim.weight.data.mul_(factor)
+            self._note_factor(aim.weight, factor)
             if aim.centre is not None:
                 aim.centre.data.copy_(-factor * mean.flatten())
+                self._note_centre(aim)
         torch.clear_autocast_cache()  # it holds the weight as it was
 
     def _factor(self, aim: Target, made: Tensor) -> float:
@@ -160,6 +181,23 @@ class _Scaling(TorchFunctionMode):
         if aim.is_head and made.numel() > 1:
             return aim.rms / max(float(made.std()), aim.rms * rms / LARGEST_HEAD_RMS)
         return aim.rms / rms
+
+    def _note_factor(self, weight: nn.Parameter, factor: float) -> None:
+        known = self._recipes.get(id(weight))
+        if known is not None:
+            self._recipes[id(weight)] = replace(known, factor=known.factor * factor)
+
+    def _note_centre(self, aim: Target) -> None:
+        """What constant input would give these means: its least squares estimate over the units."""
+        weight, bias = self._recipes.get(id(aim.weight)), aim.centre
+        if weight is None or bias is None:
+            return
+        sums = aim.weight.detach().double().flatten(1).sum(dim=1)
+        value = -float(sums @ bias.detach().double()) / max(float(sums @ sums), VANISHED)
+        name = weight.name.rpartition(".")[0] + ".bias" if "." in weight.name else "bias"
+        spec = ParameterSpec("bias", Role.BIAS, tuple(bias.shape))
+        recipe = Recipe(name, spec, "centred", "minus the mean", value=value, treatment=Treatment.RESET)
+        self._recipes[id(bias)] = recipe
 
     def _measure_frequency(self, args: Any) -> None:
         """What a sine network multiplies a layer's output by; the next layer's is the same, as its makers have it."""

@@ -21,18 +21,23 @@ verified, because no usual model writes to its parameters in its own forward pas
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
     """Run something on a model and put everything back, also after an exception.
 
     Parameters, buffers, gradients, the mode of each module, its attributes and hooks, and the random state of torch
     (all devices in use), Python and NumPy.
+
+    Args:
+        model: Whose state is kept.
+        parameters: Whether the values of parameters go back too; a repair is there to change them.
 
     Raises:
         UsageError: A model too large to be copied has changed its own parameters.
     """
     with ExitStack() as stack:
         for preserve in (_random_state, _module_state, _lazy, _buffers, _parameters, _gradients):
-            stack.callback(preserve(model))
+            if parameters or preserve is not _parameters:
+                stack.callback(preserve(model))
         yield
 
 

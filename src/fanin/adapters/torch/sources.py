@@ -26,10 +26,15 @@ from fanin.trial import SourceLine
 
 _lines: Any = WeakIdKeyDictionary()  # Parameter -> SourceLine, gone with the parameter
 
+_loaded: Any = WeakIdKeyDictionary()  # Parameter -> True, where a checkpoint wrote it last
+
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]  # what `parameter.data = ...` calls
 
 NOT_WRITES = frozenset({"requires_grad_", "detach_", "rename_", "share_memory_", "retain_grad", "apply_"})
 """In-place by name, but the values stay."""
+
+LOADS = frozenset({"load_state_dict", "_load_from_state_dict"})
+"""Functions of torch that read a checkpoint."""
 
 _TORCH = str(Path(torch.__file__).parent)
 _FANIN = str(Path(__file__).parents[2])
@@ -42,6 +47,11 @@ def line_of(parameter: Tensor) -> SourceLine | None:
     """The line that last wrote a parameter; None when that was not recorded."""
     found: SourceLine | None = _lines.get(parameter)
     return found
+
+
+def was_loaded(parameter: Tensor) -> bool:
+    """Whether the last recorded write to a parameter came out of a checkpoint."""
+    return bool(_loaded.get(parameter, False))
 
 
 @contextmanager
@@ -97,6 +107,7 @@ class Recorder(TorchFunctionMode):
         line = users_line()
         if line is not None:
             _lines[parameter] = line
+        _loaded[parameter] = _is_loading()
         self._remember(parameter)
 
     def _remember(self, parameter: nn.Parameter) -> None:
@@ -108,6 +119,8 @@ class Recorder(TorchFunctionMode):
         line = users_line() if parameter is not None else None
         if line is not None:
             _lines[parameter] = line
+        if parameter is not None:
+            _loaded[parameter] = _is_loading()
 
     def _owner(self, view: Tensor) -> nn.Parameter | None:
         """The parameter whose memory a view (`weight.data`, `weight[0]`) writes to."""
@@ -140,6 +153,16 @@ def _is_a_move() -> bool:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith((_FANIN, _TORCH)):
         if frame.f_code.co_name == "_apply":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_loading() -> bool:
+    """Whether a checkpoint is being read: `Module.load_state_dict` is on the stack."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name in LOADS and frame.f_code.co_filename.startswith(_TORCH):
             return True
         frame = frame.f_back
     return False

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
-from statistics import median
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fanin import measures
 from fanin.adapters.torch.describe import kind_of, module_at
-from fanin.trial import NETWORK_INPUT, Kind, LayerSpec, ModelSpec
-
-MIXING = frozenset({Kind.LINEAR, Kind.CONV, Kind.CONV_TRANSPOSE})
-
-DEEP = 0.3
-"""Depth over width from which random directions lose a signal even where its scale is kept, and orthogonal ones do not
-(Saxe et al. 2014; Hanin and Nica 2019: Var[ln q] ≈ 5 L/n). Below it Gaussian directions did as well."""
+from fanin.trial import Kind, LayerSpec, ModelSpec
 
 HIDDEN_RMS = 1.0
 """RMS before an activation, for which `fanin.scheme` has its gains."""
@@ -66,7 +59,7 @@ def targets(model: nn.Module, spec: ModelSpec, drawn: dict[int, LayerSpec]) -> d
         spec: Of this model, from a pass.
         drawn: The weights that have been drawn, by id, with the layer whose output they make.
     """
-    branches, heads, reset = _branches(spec), _heads(spec), _normalized(spec)
+    branches, heads, reset = measures.branch_ends(spec), _heads(spec), _normalized(spec)
     shared = {id(p) for m in model.modules() if kind_of(m) is Kind.EMBEDDING for p in m.parameters()}
     found: dict[int, Target] = dict(_sines(model, spec))
     for weight in model.parameters():
@@ -106,23 +99,6 @@ def _heads(spec: ModelSpec) -> set[str]:
     return (set(spec.outputs) - consumed) | ({last.path} if last else set())
 
 
-def _branches(spec: ModelSpec) -> dict[str, int]:
-    """The layers that end a residual branch, with the largest number of branches that meet in one sum with theirs.
-
-    Of the members of a sum the earliest is the trunk. The network's output is such a sum where it goes on from one.
-    """
-    order = {layer.path: place for place, layer in enumerate(spec.layers)} | {NETWORK_INPUT: -1}
-    sums = [layer.inputs for layer in spec.layers if layer.joins == "sum"]
-    if any(set(members) < set(spec.outputs) for members in sums):
-        sums.append(spec.outputs)
-    counts: dict[str, int] = {}
-    for members in sums:
-        known = sorted((member for member in members if member in order), key=lambda member: order[member])
-        for end in known[1:]:
-            counts[end] = max(counts.get(end, 1), len(known) - 1)
-    return counts
-
-
 def _normalized(spec: ModelSpec) -> set[str]:
     """Layers that feed normalizations and nothing else, alone: their scale has no effect."""
     alone: set[str] = set()
@@ -131,18 +107,6 @@ def _normalized(spec: ModelSpec) -> set[str]:
         only = layer.kind is Kind.NORM and len(layer.inputs) == 1 and layer.input_activation == "identity"
         (alone if only else other).update(layer.inputs)
     return alone - other
-
-
-def is_deep_and_plain(spec: ModelSpec) -> bool:
-    """Whether nothing resets or bypasses the signal on the way, and the way is long for its width."""
-    ran = [layer for layer in spec.layers if layer.calls]
-    if any(
-        layer.kind in (Kind.NORM, Kind.RECURRENT, Kind.ATTENTION) or layer.joins == "sum" for layer in ran
-    ):
-        return False
-    fans = [layer.weights[0].fan_in for layer in ran if layer.kind in MIXING and layer.weights]
-    known = [fan for fan in fans if fan]
-    return bool(known) and len(known) / median(known) > DEEP
 
 
 def is_normalized_trunk(embedding: LayerSpec, layers: Iterable[LayerSpec]) -> bool:

@@ -56,21 +56,30 @@ class Twin:
             self.optimizer.step()
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """Another model like this one, in train mode.
+def duplicate(model: nn.Module, purpose: str = "a race trains copies") -> nn.Module:
+    """Another model like this one; its parameters are leaves without gradients.
 
     Raises:
         UsageError: It cannot be copied.
     """
     try:
-        copied = deepcopy(model)
+        return deepcopy(model)
     except Exception as error:
         raise UsageError(
-            "the model cannot be copied, and a race trains copies",
+            f"the model cannot be copied, and {purpose}",
             got=f"{type(error).__name__}: {str(error)[:200]}",
             expected="a model of which copy.deepcopy makes another",
-            next_step="check it without the race",
+            next_step="check it by itself: fanin.check needs no copy",
         ) from error
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Another model like this one, in train mode, ready for any optimizer.
+
+    Raises:
+        UsageError: It cannot be copied.
+    """
+    copied = duplicate(model)
     for module in copied.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = False  # Adam takes no sparse gradients
