@@ -233,7 +233,9 @@ class Drawing:
             return None
         around, whole = self._effective.get(parameter.tied_to or "", (layer, parameter))
         fan_in = whole.fan_in or max(1, tensor[0].numel())
-        return _named(layer, parameter, "normal", "normal", (gain(around.input_activation) or 1.0) / sqrt(fan_in))
+        return _named(
+            layer, parameter, "normal", "normal", (gain(around.input_activation) or 1.0) / sqrt(fan_in)
+        )
 
     def _set_length(self, layer: LayerSpec, direction: nn.Parameter) -> None:
         other = next(p for p in layer.parameters if p.name in LENGTHS)

@@ -14,13 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from fanin import measures
+from fanin.adapters.torch.batches import TARGET_NAMES, batches, parts
 from fanin.adapters.torch.describe import output_axis, tensors_in, uncompiled
-from fanin.adapters.torch.examining import (
-    TARGET_NAMES,
-    _parts,
-    _uncompiled,
-    batches,
-)
+from fanin.adapters.torch.examining import run_eagerly
 from fanin.adapters.torch.redraw import redraw
 from fanin.adapters.torch.restore import beside_untouched, untouched
 from fanin.adapters.torch.twins import Twin, copy_of, mapped, seed_everything, several
@@ -81,7 +77,7 @@ def race(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(untouched(plain))
-        stack.enter_context(_uncompiled(plain))
+        stack.enter_context(run_eagerly(plain))
         stack.enter_context(beside_untouched(plain, loss_fn, batch))
         course = _Course(plain, several(batches(batch, most)), loss_fn, spec, seed, reference)
         pairs = list(course.pairs(optimizer, learning_rates, factors))
@@ -113,7 +109,7 @@ class _Course:
     def _first_pass(self) -> float:
         """Scale the re-draw on the first batch, or only run what races instead; the loss of the best constant output
         for such batches."""
-        args, kwargs, _ = _parts(self._batches[0], self._loss_fn)
+        args, kwargs, _ = parts(self._batches[0], self._loss_fn)
         buffers = {name: b.detach().clone() for name, b in self._reference.named_buffers()}
 
         def run() -> Any:
@@ -134,7 +130,7 @@ class _Course:
         """For every axis that may count units, the lowest: a constant along the wrong one knows nothing of classes."""
         examples = []
         for batch in self._batches[: _how_many(output)]:
-            _, kwargs, target = _parts(batch, self._loss_fn)
+            _, kwargs, target = parts(batch, self._loss_fn)
             alike = _like(output, self._batches[0], batch)
             if self._loss_fn is None:
                 target = next((kwargs[name] for name in TARGET_NAMES if name in kwargs), None)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fanin.adapters.base import Treated
+from fanin.adapters.torch.batches import batches, parts
 from fanin.adapters.torch.describe import uncompiled
 from fanin.adapters.torch.drawing import Drawing, is_plain
-from fanin.adapters.torch.examining import _parts, _put_in_train_mode, _uncompiled, batches
+from fanin.adapters.torch.examining import put_in_train_mode, run_eagerly
 from fanin.adapters.torch.pasting import families, pasted, replacement
 from fanin.adapters.torch.recipe import Recipe
 from fanin.adapters.torch.redraw import scale
@@ -62,7 +63,7 @@ def treat(model: nn.Module, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Pla
     """
     plain = uncompiled(model)
     _require_whole(plain)
-    args, kwargs, _ = _parts(batches(batch, 1)[0], loss_fn)
+    args, kwargs, _ = parts(batches(batch, 1)[0], loss_fn)
     before = {name: p.detach().clone() for name, p in plain.named_parameters() if is_plain(p)}
     drawing = Drawing(plain, spec, torch.Generator().manual_seed(seed))
 
@@ -76,9 +77,9 @@ def treat(model: nn.Module, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Pla
             torch.inference_mode(False),
             untouched(plain, parameters=False),
             beside_untouched(plain, loss_fn, batch),
-            _uncompiled(plain),
+            run_eagerly(plain),
         ):
-            _put_in_train_mode(plain)
+            put_in_train_mode(plain)
             drawing.follow(plan)
             scale(plain, spec, drawing, run)
     except Exception as error:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fanin.adapters.torch.examining import _loss, _parts, _put_in_train_mode, examples_in, part
+from fanin.adapters.torch.batches import examples_in, loss_of, part, parts
+from fanin.adapters.torch.examining import put_in_train_mode
 from fanin.errors import BatchError, UsageError
 
 ENOUGH = 16
@@ -46,9 +47,9 @@ class Twin:
         if self.losses and not isfinite(self.losses[-1]):
             self.losses.append(nan)
             return
-        args, kwargs, target = _parts(batch, loss_fn)
+        args, kwargs, target = parts(batch, loss_fn)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = _loss(self.model(*args, **kwargs), target, loss_fn)
+        loss = loss_of(self.model(*args, **kwargs), target, loss_fn)
         value = float(loss.detach())
         self.losses.append(value if isfinite(value) else nan)
         if isfinite(value):
@@ -83,7 +84,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     for module in copied.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = False  # Adam takes no sparse gradients
-    _put_in_train_mode(copied)
+    put_in_train_mode(copied)
     return copied
 
 
