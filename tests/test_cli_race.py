@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,9 @@ def test_the_cost_is_said_before_the_race(place: str, monkeypatch: pytest.Monkey
 
 
 def _short(self: race.RaceOptions, **given: object) -> None:
-    settings = {"learning_rates": (1e-2,), "steps": 2, "most": 2, "seed": 0, "on_progress": None} | given
-    for name, value in settings.items():
-        object.__setattr__(self, name, value)
+    short = {"learning_rates": (1e-2,), "steps": 2, "most": 2}
+    for field in fields(self):
+        object.__setattr__(self, field.name, {field.name: field.default, **given, **short}[field.name])
 
 
 def test_an_interrupt_leaves_the_verdict(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

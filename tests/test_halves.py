@@ -85,6 +85,14 @@ def test_a_fault_in_one_half_only_leaves_the_verdict_undecided_and_says_what_wou
     assert [note.severity for note in found.notes] == [Severity.NOTE]
 
 
+def test_one_value_that_is_not_a_number_is_a_fault_in_whichever_half_it_is() -> None:
+    x = torch.randn(32, 6)
+    x[3, 2] = torch.nan
+    report = fanin.check(MODELS["linear"][0](), (x, torch.randint(4, (32,))), cross_entropy)
+    assert report.trial.is_halved
+    assert report.findings[0].cause is Cause.NON_FINITE_INPUT
+
+
 def test_without_halves_the_whole_batch_decides() -> None:
     trial = halved(2.0, 0.5)
     assert trial.start is not None

@@ -273,3 +273,10 @@ class Cause(Enum):
     def rank(self) -> int:
         """Place in the order of precedence; 0 comes first."""
         return list(Cause).index(self)
+
+
+NON_FINITE = frozenset({Cause.NON_FINITE_PARAMETER, Cause.NON_FINITE_SIGNAL, Cause.NON_FINITE_INPUT})
+"""Causes that are seen or not, whatever training makes of them."""
+
+COUNTED = NON_FINITE | {Cause.NUMBER_FORMAT}
+"""Causes of which one value is proof: no statistics over examples, which another batch may show otherwise."""

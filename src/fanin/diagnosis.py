@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from fanin.cause import Cause
+from fanin.cause import NON_FINITE
 from fanin.confidence import THIN, confidence
 from fanin.finding import Diagnosis, Finding, Missing, Origin, Scope, Severity, Verdict
 from fanin.halves import confirmed
@@ -70,8 +70,7 @@ def _settled(trial: Trial, finding: Finding) -> Finding:
     """A fault that the network trains in spite of is a note: the race has shown it. What is not finite, or is no
     question of the weights, stays what it is."""
     won = trial.race is not None and trial.race.outcome is Outcome.HEALTHY
-    certain = finding.cause in (Cause.NON_FINITE_PARAMETER, Cause.NON_FINITE_SIGNAL, Cause.NON_FINITE_INPUT)
-    if won and not certain and finding.severity not in (Severity.NOTE, Severity.CLUE):
+    if won and finding.cause not in NON_FINITE and finding.severity not in (Severity.NOTE, Severity.CLUE):
         return replace(finding, severity=Severity.NOTE)
     return finding
 

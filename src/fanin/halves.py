@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fanin.cause import COUNTED
 from fanin.finding import Finding, Missing, Severity
 from fanin.judgement import Result, run
 from fanin.summary import Interval
@@ -28,12 +29,16 @@ def confirmed(trial: Trial, result: Result) -> Result:
     halves = [run((result.rule,), trial.half(which))[0].findings for which in (0, 1)]
     findings, missing = [], list(result.missing)
     for finding in result.findings:
-        if finding.severity is Severity.FAULT and not all(_is_in(finding, half) for half in halves):
+        if _may_be_noise(finding) and not all(_is_in(finding, half) for half in halves):
             findings.append(replace(finding, severity=Severity.NOTE))
             missing.append(_noisy(finding))
         else:
             findings.append(replace(finding, measured=_with_error(finding, [f for h in halves for f in h])))
     return replace(result, findings=tuple(findings), missing=tuple(missing))
+
+
+def _may_be_noise(finding: Finding) -> bool:
+    return finding.severity is Severity.FAULT and finding.cause not in COUNTED
 
 
 def _is_in(finding: Finding, half: Sequence[Finding]) -> bool:
