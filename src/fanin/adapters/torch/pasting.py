@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from fanin.adapters.torch.recipe import FORGET, FORGET_GATE, GATES, Recipe
 from fanin.patch import ALIKE, Call
 
+ONE = 1.25
+"""Factor within which the means of two families are one."""
+
 INDENT = "    "
 
 LEVEL = 0.05
@@ -37,27 +40,60 @@ class Statement:
     lines: tuple[str, ...]
     scale: float = 1.0
 
-    def is_like(self, others: Sequence[Statement]) -> bool:
-        """Whether one line could stand for all of these, which are alike, and for this one too."""
-        if self.lines != others[0].lines:
-            return False
-        scales = [self.scale, *(other.scale for other in others)]
-        mean = _geometric(scales)
-        return all(1 / ALIKE < scale / mean < ALIKE for scale in scales)
-
 
 def families(model: nn.Module, recipes: Sequence[Recipe]) -> list[list[Recipe]]:
     """The recipes in groups that one loop can write, in the order of their first members."""
-    found: list[tuple[str, list[Recipe], list[Statement]]] = []
+    groups: list[_Family] = []
     for recipe in recipes:
-        statement, pattern = _statement(model, recipe), _pattern(model, recipe.name)
-        home = next((f for f in found if pattern and f[0] == pattern and statement.is_like(f[2])), None)
-        if home is not None:
-            home[1].append(recipe)
-            home[2].append(statement)
+        alone = _Family(_pattern(model, recipe.name), [recipe], [_statement(model, recipe)])
+        home = next((g for g in groups if g.pattern == alone.pattern and g.takes(alone.statements[0])), None)
+        if home is None or not alone.pattern:
+            groups.append(alone)
         else:
-            found.append((pattern, [recipe], [statement]))
-    return [group for _, group, _ in found]
+            home.add(alone)
+    order = {recipe.name: place for place, recipe in enumerate(recipes)}
+    return [sorted(group.recipes, key=lambda r: order[r.name]) for group in _merged(groups)]
+
+
+@dataclass(slots=True)
+class _Family:
+    """Recipes whose names differ in one index, with their statements."""
+
+    pattern: str
+    recipes: list[Recipe]
+    statements: list[Statement]
+
+    def takes(self, statement: Statement) -> bool:
+        """Whether one line could stand for all of these, which are alike, and for this one too."""
+        scales = [statement.scale, *(other.scale for other in self.statements)]
+        mean = _geometric(scales)
+        alike = all(1 / ALIKE < scale / mean < ALIKE for scale in scales)
+        return alike and statement.lines == self.statements[0].lines
+
+    def is_about(self, other: _Family) -> bool:
+        """Whether only scatter holds two families apart."""
+        ratio = _geometric([s.scale for s in self.statements]) / _geometric(
+            [s.scale for s in other.statements]
+        )
+        alike = bool(self.pattern) and self.pattern == other.pattern and 1 / ONE < ratio < ONE
+        return alike and self.statements[0].lines == other.statements[0].lines
+
+    def add(self, other: _Family) -> None:
+        """Take in another one."""
+        self.recipes.extend(other.recipes)
+        self.statements.extend(other.statements)
+
+
+def _merged(groups: Sequence[_Family]) -> list[_Family]:
+    """Families that only scatter holds apart become one: a loop over half of the layers would be read as a rule."""
+    merged: list[_Family] = []
+    for group in groups:
+        home = next((other for other in merged if other.is_about(group)), None)
+        if home is None:
+            merged.append(group)
+        else:
+            home.add(group)
+    return merged
 
 
 def pasted(model: nn.Module, groups: Iterable[Sequence[Recipe]]) -> str:
