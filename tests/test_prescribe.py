@@ -11,7 +11,6 @@ from fanin import prescribe
 from fanin.cause import Cause
 from fanin.change import Reach, Treatment
 from fanin.errors import UsageError
-from fanin.examine import judge
 from fanin.finding import Diagnosis, Finding, Origin, Scope, Verdict
 from fanin.summary import Interval
 from fanin.synthetic import mlp
@@ -90,10 +89,9 @@ def test_zeros_that_nobody_blames_are_kept() -> None:
     assert "head.weight" in prescribe.plans(trial, stuck)[0].treatments
 
 
-def test_a_healthy_network_gets_no_plan_and_an_undecided_one_everything() -> None:
-    trial = mlp(DEPTH)
-    assert prescribe.plans(trial, judge(trial).diagnosis) == ()
-    (plan,) = prescribe.plans(trial, Diagnosis(Verdict.UNDECIDED))
+@pytest.mark.parametrize("verdict", [Verdict.HEALTHY, Verdict.UNDECIDED])
+def test_without_a_cause_the_plan_is_everything_which_a_race_may_ask_for(verdict: Verdict) -> None:
+    (plan,) = prescribe.plans(mlp(DEPTH), Diagnosis(verdict))
     assert plan.reach is Reach.EVERYTHING
 
 

@@ -174,6 +174,29 @@ def test_a_healthy_network_is_left_alone() -> None:
     assert "nothing to repair" in str(result)
 
 
+def test_a_network_that_only_a_race_calls_poor_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    races(monkeypatch, (0.2, 1.0))
+    result = fanin.repair(Net(), batches(), loss_fn)
+    assert result.verdict is Verdict.POOR
+    assert result.report.findings[0].code == "FAN305"
+    assert result.repair is not None
+    assert (result.repair.reach, result.repair.safety) == (Reach.EVERYTHING, Safety.SAFE)
+
+
+def test_a_network_without_a_fault_that_is_merely_behind_in_a_race_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    races(monkeypatch, (0.65, 1.0))
+    result = fanin.repair(Net(), batches(), loss_fn)
+    assert (result.verdict, result.repair, result.discarded) == (Verdict.HEALTHY, None, ())
+
+
+def test_a_network_without_a_fault_and_too_small_a_batch_to_race_is_left_alone() -> None:
+    few = [(x[:8], y[:8]) for x, y in batches()[:1]]
+    result = fanin.repair(Net(), few, loss_fn)
+    assert (result.verdict, result.repair) == (Verdict.HEALTHY, None)
+
+
 def test_a_repair_widens_until_nothing_is_left() -> None:
     """Of a network of ones the blamed layers are not all: the first loss tells."""
     result = fanin.repair(built("constant everywhere"), batches(), loss_fn, prove=False)

@@ -63,12 +63,12 @@ STRUCTURE = {
 
 
 def plans(trial: Trial, diagnosis: Diagnosis) -> tuple[Plan, ...]:
-    """What would cure the causes of this verdict, the smallest change first; none where no initialization is to blame.
+    """What would cure the causes of this verdict, the smallest change first; none where something else is to blame.
 
-    Of an undecided verdict without a cause the only plan is everything: whether it helps is for a race to say.
+    Without a cause the only plan is everything: whether it helps is for a race to say.
     """
     causes = [o.finding for o in diagnosis.origins if _is_initialization(o.finding)]
-    if diagnosis.verdict is Verdict.HEALTHY or (diagnosis.origins and not causes):
+    if diagnosis.origins and not causes:
         return ()
     everything = _everything(trial, diagnosis)
     if not causes:

@@ -17,7 +17,7 @@ from fanin.errors import BatchError, UsageError
 from fanin.examine import Report, built, check, judge
 from fanin.finding import Diagnosis, Finding, Verdict
 from fanin.patch import Patch, patch
-from fanin.race import MOST, Race, RaceOptions
+from fanin.race import MOST, Outcome, Race, RaceOptions
 from fanin.trial import RECHECK, Trial
 
 DRAWS = 3
@@ -106,8 +106,10 @@ def repair(
     """Propose the smallest new initialization that cures what `check` finds, and prove it by training.
 
     The model is diagnosed; a copy is repaired and looked at again; copies of both are trained on the same batches. A
-    repair that does not win is discarded. Nothing is written to the model unless `apply` asks for it, and then only
-    what is safe. Interrupted at any point, the model is bit for bit what it was.
+    repair that does not win is discarded. Where the check finds no fault, a race against a sound re-draw has the last
+    word: a network that makes less than half of its progress is poor all the same, and is drawn anew as a whole.
+    Nothing is written to the model unless `apply` asks for it, and then only what is safe. Interrupted at any point,
+    the model is bit for bit what it was.
 
     Args:
         model, batch, loss_fn, optimizer: As `fanin.check` takes them. The proof needs several batches, or a large one.
@@ -286,26 +288,40 @@ class _Work:
             made = self._repair(attempt)
             if not made.changes or any(made.parameters == tried.parameters for tried in discarded):
                 continue  # the same again: what is reset may have been at its constant already
-            if not prove:
-                return self._result(attempt, _unsafe(made, "it was not proven: prove=False"), discarded)
-            try:
-                races = self._races(attempt)
-            except BatchError as error:
-                return self._result(attempt, _unsafe(made, f"it was not proven: {_said(error)}"), discarded)
-            if not races:
-                return self._result(
-                    attempt, _unsafe(made, "it was not proven: the budget is spent"), discarded
-                )
-            made = replace(made, proof=races[0], repeats=tuple(races[1:]))
-            if made.is_proven:
+            made = self._proven(attempt, made) if prove else _unsafe(made, "it was not proven: prove=False")
+            if made.proof is None and self._found_nothing(attempt):
+                break
+            if made.proof is None or self._wins(attempt, made):
                 return self._result(attempt, made, discarded)
-            discarded.append(made)
-        advised = _advised(self._report)
-        return RepairReport(self._model, self._report, advised, discarded=tuple(discarded))
+            if not self._found_nothing(attempt):
+                discarded.append(made)
+        return RepairReport(self._model, self._report, _advised(self._report), discarded=tuple(discarded))
+
+    def _found_nothing(self, attempt: _Attempt) -> bool:
+        """Whether neither the check nor the user has named anything to repair."""
+        return self._report.verdict is Verdict.HEALTHY and attempt.plan.reach is not Reach.NAMED
+
+    def _proven(self, attempt: _Attempt, made: Repair) -> Repair:
+        """With its races, or unsafe where there is none."""
+        try:
+            races = self._races(attempt)
+        except BatchError as error:
+            return _unsafe(made, f"it was not proven: {_said(error)}")
+        if not races:
+            return _unsafe(made, "it was not proven: the budget is spent")
+        return replace(made, proof=races[0], repeats=tuple(races[1:]))
+
+    def _wins(self, attempt: _Attempt, made: Repair) -> bool:
+        """Where no fault was found, only what a race calls poor, and not merely behind, is drawn anew."""
+        blamed = self._report.verdict is Verdict.POOR or attempt.plan.reach is Reach.NAMED
+        return made.is_proven and (blamed or _is_poor(made))
 
     def _result(self, attempt: _Attempt, made: Repair, discarded: Iterable[Repair]) -> RepairReport:
         self.repaired = attempt.repaired
-        return RepairReport(self._model, self._report, made, attempt.after, tuple(discarded))
+        report = self._report
+        if report.verdict is not Verdict.POOR and made.proof is not None:  # the race has settled it
+            report = judge(replace(report.trial, race=made.proof))
+        return RepairReport(self._model, report, made, attempt.after, tuple(discarded))
 
     def _attempts(self, plans: Sequence[Plan]) -> Iterator[_Attempt]:
         """Those after which the network is cured; the last one in any case: what a race says of it counts."""
@@ -383,6 +399,12 @@ class _Work:
         )
 
 
+def _is_poor(made: Repair) -> bool:
+    """Whether most races call the given network poor, and not merely behind."""
+    poor = sum(race.outcome is Outcome.POOR for race in made.proofs)
+    return 2 * poor > len(made.proofs)
+
+
 def _is_cured(before: Report, after: Report) -> bool:
     """Whether nothing is left of what was wrong, not even as a note, and the first loss is about that of a sound
     re-draw: a fault half cured may train, and still far worse than a sound network."""
@@ -401,7 +423,7 @@ def _plans(report: Report, layers: Sequence[str] | None, prove: bool) -> tuple[P
     """What to try. Where no cause is known, only a race can tell whether anything helps."""
     if layers is not None:
         return (prescribe.named(report.trial, layers),)
-    if report.verdict is Verdict.UNDECIDED and not prove:
+    if report.verdict is not Verdict.POOR and not prove:
         return ()
     return prescribe.plans(report.trial, report.diagnosis)
 
