@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fanin
+from fanin import attempts
 from fanin import race as racing
-from fanin import repairs
 from fanin.adapters.torch import TorchAdapter
 from fanin.change import Reach, Safety, Treatment
 from fanin.errors import BatchError, LossError, UsageError
@@ -336,7 +336,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "check": (TorchAdapter, "examine"),
     "copy": (TorchAdapter, "copy"),
     "draw": (TorchAdapter, "treat"),
-    "judge": (repairs, "judge"),
+    "judge": (attempts, "judge"),
     "proof": (TorchAdapter, "race"),
     "apply": (TorchAdapter, "adopt"),
 }

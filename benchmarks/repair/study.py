@@ -33,10 +33,10 @@ from benchmarks.initbench.labels import RESULTS as LABELS
 from benchmarks.initbench.labels import Case, _append, _evaluate, _task, _train, cases, initialized
 from benchmarks.initbench.score import HEALTHY, POOR, Labelled, labelled
 from benchmarks.repair.peers import PEERS
-from fanin.repairs import repair
 from torch import nn
 
 import fanin
+from fanin.repairs import repair
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 300
