@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -111,14 +112,14 @@ def repair(
     Raises:
         BatchError: The model cannot run the batch.
         LossError: The loss cannot be computed or differentiated.
-        UsageError: The model has been trained or loaded; or is of no known framework, cannot be copied, is sharded; or
+        UsageError: The model has been trained or loaded; or is of no known framework, cannot be copied; or
             `layers` names what is not there.
     """
     say = on_progress or (lambda *_: None)
     batch = list(islice(batch, MOST)) if isinstance(batch, Iterator) else batch
     model, adapter = built(model)
-    Budget.of(budget)
     _require_fresh(adapter, model, optimizer, force)
+    batch = _agreed(adapter, model, batch, Budget.of(budget))
     say("check", 0, 1)
     report = check(model, batch, loss_fn, optimizer=optimizer)
     say("check", 1, 1)
@@ -190,7 +191,7 @@ def initialize(
 
     Raises:
         BatchError: The model cannot run the batch.
-        UsageError: The model has been trained or loaded, or is of no known framework, lazy, or sharded.
+        UsageError: The model has been trained or loaded, or is of no known framework, or lazy.
     """
     began = monotonic()
     batch = list(islice(batch, 1)) if isinstance(batch, Iterator) else batch
@@ -199,6 +200,7 @@ def initialize(
         raise _trained(
             doubts, "build the model anew, or name layers: fanin.repair(..., layers=[...], force=True)"
         )
+    batch = _agreed(adapter, model, batch, Budget.of(None))
     trial = adapter.trace(model, batch, loss_fn)
     repaired, _ = adapter.copy(model)
     treated = adapter.treat(repaired, batch, loss_fn, trial.spec, prescribe.whole(trial), seed)
@@ -224,6 +226,25 @@ def _require_fresh(adapter: Adapter, model: Any, optimizer: Any, force: bool) ->
     if doubts and not force:
         raise _trained(doubts)
     return doubts
+
+
+def _agreed(adapter: Adapter, model: Any, batch: Any, budget: Budget) -> Any:
+    """The same batches in all processes that hold parts of a model, and no clocks: they must decide alike.
+
+    Raises:
+        UsageError: The budget is a time.
+    """
+    if not adapter.is_spread(model):
+        return batch
+    if budget.until < inf:
+        raise UsageError(
+            "the model is spread over processes, whose clocks differ",
+            where="budget",
+            got="a time",
+            expected="a number of passes, after which all of them stop alike",
+            next_step="pass budget=500, or leave it out",
+        )
+    return adapter.shared(model, batch)
 
 
 def _plans(report: Report, layers: Sequence[str] | None, prove: bool) -> tuple[Plan, ...]:
