@@ -378,7 +378,7 @@ def test_an_interrupt_between_two_parameters_puts_the_first_one_back(
     monkeypatch.setattr(Tensor, "copy_", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fanin.repair(model, batches(), loss_fn, apply=True, prove=False, force=True)
-    assert len(copies) > 3
+    assert len(copies) == 3
     assert values(model) == before
 
 
