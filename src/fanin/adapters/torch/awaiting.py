@@ -16,13 +16,11 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from fanin.adapters.torch.describe import WRAPPERS
 from fanin.adapters.torch.sources import Recorder
 from fanin.adapters.torch.watching import TorchWatching
 
 log = logging.getLogger("fanin")
-
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-"""Modules that only distribute another: that one is the model, by its own names."""
 
 
 class Awaited:

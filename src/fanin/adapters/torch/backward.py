@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fanin.adapters.torch.scaling import leave_losses_unmarked, mark_scaled_losses
+
 
 class Listener(Protocol):
     """Who is told of backward passes; they may nest (activation checkpointing)."""
@@ -35,6 +37,7 @@ def listen(listener: Listener) -> None:
     if not _listeners:
         _theirs = torch.autograd.backward
         _ours = torch.autograd.backward = _announced(_theirs)
+    mark_scaled_losses()
     _listeners.append(listener)
 
 
@@ -43,7 +46,10 @@ def unlisten(listener: Listener) -> None:
     replaced ours since: then ours stays beneath theirs and tells nobody."""
     if listener in _listeners:
         _listeners.remove(listener)
-    if not _listeners and torch.autograd.backward is _ours and _theirs is not None:
+    if _listeners:
+        return
+    leave_losses_unmarked()
+    if torch.autograd.backward is _ours and _theirs is not None:
         torch.autograd.backward = _theirs
 
 
