@@ -116,6 +116,16 @@ def _has_no_values(tensor: Tensor) -> bool:
     return tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def _aliased(tensor: Tensor) -> Tensor:
+    """The same memory in a storage of its own. What NumPy has looked into cannot be resized any more, and the user's
+    tensors must stay as they are: `fully_shard` frees parameters by resizing them."""
+    plain = tensor.detach()
+    ordinary = type(plain) is Tensor and plain.layout is torch.strided and plain.device.type == "cpu"
+    if not ordinary or plain.dtype is not torch.float32:
+        return plain  # which NumPy is not asked about
+    return torch.from_dlpack(plain.resolve_neg())
+
+
 @dataclass(slots=True)
 class Draft:
     """A step in the making.
@@ -191,6 +201,7 @@ class Draft:
         self, role: Role, value: Tensor, place: Place, detail: Detail, axis: int | None
     ) -> list[Measurement | TensorSummary]:
         start = place.position(tuple(value.shape), axis) if axis is not None else 0
+        seen, value = value, _aliased(value)
         # On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form.
         look = summarize if value.device.type == "cpu" else measure
         results: list[Measurement | TensorSummary] = [
@@ -203,8 +214,8 @@ class Draft:
             )
             for part, offset in self._parts(role, value, axis)
         ]
-        if role in LOOKED_AT_TWICE and not value.is_inference():
-            self._recent.append(Known(value, value._version, detail.histogram, axis, results))
+        if role in LOOKED_AT_TWICE and not seen.is_inference():
+            self._recent.append(Known(seen, seen._version, detail.histogram, axis, results))
         return results
 
     def _parts(self, role: Role, value: Tensor, axis: int | None) -> list[tuple[Tensor, int]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from fanin.errors import UsageError
 from fanin.summary import Floats, TensorSummary, UnitSummary
 
 
@@ -50,13 +51,37 @@ class Place:
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of it; an ordinary tensor as it is."""
-    found: Tensor = tensor._local_tensor if _is_distributed(tensor) else tensor  # type: ignore[attr-defined]
+    here: Any = tensor._local_tensor if _is_distributed(tensor) else tensor  # type: ignore[attr-defined]
+    module = sys.modules.get("torch.distributed._functional_collectives")
+    waiting = module is not None and isinstance(here, module.AsyncCollectiveTensor)
+    found: Tensor = here.wait() if waiting else here  # for values that are on their way already
     return found
 
 
 def place_of(tensor: Tensor) -> Place:
     """Where that lies in the whole."""
     return Place(tuple(tensor.shape), _offset(tensor) if _is_distributed(tensor) else None)
+
+
+def is_gathered(known: Tensor, now: Tensor) -> bool:
+    """Whether a whole tensor stands for a moment where one was of which this rank holds a block."""
+    return _is_distributed(known) and not _is_distributed(now)
+
+
+def require_sharded_before(model: nn.Module) -> None:
+    """Refuse a model whose parameters `fully_shard` has replaced since the watch began: in each pass it would gather
+    them before our hooks run, and so hide the blocks.
+
+    Raises:
+        UsageError: It has.
+    """
+    if any(kind.__name__ == "FSDPModule" for module in model.modules() for kind in type(module).__mro__):
+        raise UsageError(
+            "the model has been sharded since the watch began",
+            got=f"{type(model).__name__} with fully_shard applied after fanin.watch",
+            expected="a model that is sharded already",
+            next_step="call fanin.watch after fully_shard, before the first training step",
+        )
 
 
 def is_replicated(model: nn.Module) -> bool:

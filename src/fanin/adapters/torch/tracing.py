@@ -36,6 +36,7 @@ from fanin.adapters.torch.functions import (
     activation_of,
 )
 from fanin.adapters.torch.modes import take_away
+from fanin.adapters.torch.sharding import is_gathered
 from fanin.trial import NETWORK_INPUT, ActivationSpec, Kind, LayerSpec, ModelSpec, Role
 
 
@@ -367,7 +368,7 @@ class Tracer:
             (path, p.name): KnownParameter(
                 path,
                 p.name,
-                self._layers[path].get_parameter(p.name),
+                self._current(path, p.name),
                 p.role,
                 self._bare.known(path, p).unit_axis,
                 self._bare.layer_of(path, p.name),
@@ -377,6 +378,19 @@ class Tracer:
             for p in spec.parameters
             if p.tied_to is None
         }
+
+    def _current(self, path: str, name: str) -> nn.Parameter:
+        """The parameter itself: a sharded one makes room for its gathered copy while a pass runs (`fully_shard`)."""
+        found = self._layers[path].get_parameter(name)
+        known = self._parameters.get((path, name))
+        return known.tensor if known is not None and is_gathered(known.tensor, found) else found
+
+    def is_stale(self) -> bool:
+        """Whether a parameter is no longer what it was: the model has been sharded, cast or materialized since."""
+        return any(
+            self._layers[path]._parameters.get(name) is not known.tensor
+            for (path, name), known in self._parameters.items()
+        )
 
     def parameters(self) -> tuple[KnownParameter, ...]:
         """The model's parameters, each once."""

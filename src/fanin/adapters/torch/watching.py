@@ -38,7 +38,7 @@ from fanin.adapters.torch.drafting import Draft, Needed
 from fanin.adapters.torch.frames import calling_frame, is_running
 from fanin.adapters.torch.hooks import Handles, Hook
 from fanin.adapters.torch.scaling import scale_of, unscaled
-from fanin.adapters.torch.sharding import is_replicated, local
+from fanin.adapters.torch.sharding import is_replicated, local, require_sharded_before
 from fanin.adapters.torch.sight import Sight
 from fanin.adapters.torch.tracing import Tracer
 from fanin.adapters.torch.updates import Snapshot, gradients_are_fresh
@@ -242,6 +242,10 @@ class TorchWatching:
             self._let_go()
         if self.detached or (self._sight.draft is not None and self._sight.draft.differentiated):
             return
+        if not self._done and self._tracer.is_stale():
+            require_sharded_before(self.model)
+            self._tracer.refresh()
+            self._attach_to_parameters()
         before = Snapshot(self._trainable, corners=not self._optimizer_seen)
         self._sight.draft = Draft(self._done, self.plan.worker, self._needed, before, self.plan.examples)
         self._sight.draft.replicated = is_replicated(self.model)
