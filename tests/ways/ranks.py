@@ -20,9 +20,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
-from ways.nets import loss_of, net, observe, sgd
 
 from fanin.capture import Watch
+from ways.nets import loss_of, net, observe, sgd
 
 STEPS = 3
 
@@ -72,7 +72,9 @@ def trained(model: nn.Module, steps: int = STEPS, seeds: Callable[[int], int] = 
     return facts | {"losses": losses, "after": {n: numbers(whole(p)) for n, p in model.named_parameters()}}
 
 
-def twice(build: Callable[[], nn.Module], folder: Path, each: Callable[[int], int] = lambda step: step) -> Facts:
+def twice(
+    build: Callable[[], nn.Module], folder: Path, each: Callable[[int], int] = lambda step: step
+) -> Facts:
     """The same training without and with a watch."""
     plain = trained(build(), seeds=each)
     model = build()

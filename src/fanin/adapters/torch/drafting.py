@@ -9,6 +9,7 @@ from math import isfinite
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from fanin.adapters.torch.sharding import Place, local, place_of
 from fanin.adapters.torch.statistics import Measurement, measure, read, summarize
@@ -123,7 +124,7 @@ def _aliased(tensor: Tensor) -> Tensor:
     ordinary = type(plain) is Tensor and plain.layout is torch.strided and plain.device.type == "cpu"
     if not ordinary or plain.dtype is not torch.float32:
         return plain  # which NumPy is not asked about
-    return torch.from_dlpack(plain.resolve_neg())
+    return from_dlpack(plain.resolve_neg())
 
 
 @dataclass(slots=True)

@@ -42,6 +42,7 @@ from fanin.adapters.torch.sharding import is_replicated, local, require_sharded_
 from fanin.adapters.torch.sight import Sight
 from fanin.adapters.torch.tracing import Tracer
 from fanin.adapters.torch.updates import Snapshot, gradients_are_fresh
+from fanin.errors import FaninError
 from fanin.trial import ModelSpec, Role
 
 log = logging.getLogger("fanin")
@@ -188,11 +189,14 @@ class TorchWatching:
         self._let_go()
         if self.plan.on_error == "raise":
             raise fault
+        known = isinstance(fault, FaninError)
         log.warning(
-            "fanin stopped watching %s at step %d because of a fault of its own; training goes on",
+            "fanin stopped watching %s at step %d %s; training goes on%s",
             type(self.model).__name__,
             self._done,
-            exc_info=fault,
+            "where it cannot watch" if known else "because of a fault of its own",
+            f"\n{fault}" if known else "",
+            exc_info=None if known else fault,
         )
 
     def joins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
