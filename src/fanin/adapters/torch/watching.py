@@ -25,14 +25,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim.optimizer import Optimizer
 
 from fanin.adapters.base import WatchPlan
-from fanin.adapters.torch import backward
+from fanin.adapters.torch import backward, optimizing
 from fanin.adapters.torch.describe import framework, is_compiled, unwrapped
 from fanin.adapters.torch.drafting import Draft, Needed
 from fanin.adapters.torch.frames import calling_frame, is_running
@@ -116,9 +112,8 @@ class TorchWatching:
         if not self._compiled:
             self._attach_to_modules()
         self._attach_to_parameters()
-        self._handles.add(register_optimizer_step_pre_hook(self._hook(self._steps)))
-        self._handles.add(register_optimizer_step_post_hook(self._hook(self._stepped)))
-        backward.listen(self)
+        optimizing.audience.add(self)
+        backward.audience.add(self)
 
     def _attach_to_modules(self) -> None:
         hang = self._handles.add
@@ -149,7 +144,8 @@ class TorchWatching:
             self.detached = True
             self._tracer.end(None)
             self._handles.remove()
-            backward.unlisten(self)
+            optimizing.audience.remove(self)
+            backward.audience.remove(self)
             self._sight.draft = self._pass = self._optimizing = self._sight.scale = None
             self._roots.clear()
 
@@ -314,11 +310,21 @@ class TorchWatching:
         mine = {id(parameter) for parameter in self._trainable}
         return any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
 
-    def _steps(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def optimizer_begins(self, optimizer: Optimizer) -> None:
+        """Torch: it is about to step."""
+        if threading.get_ident() == self._thread:
+            self._guarded(self._steps, optimizer)
+
+    def optimizer_ended(self, optimizer: Optimizer) -> None:
+        """Torch: it has stepped."""
+        if threading.get_ident() == self._thread:
+            self._guarded(self._stepped, optimizer)
+
+    def _steps(self, optimizer: Optimizer) -> None:
         if self._is_ours(optimizer):
             self._optimizing = calling_frame()
 
-    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _stepped(self, optimizer: Optimizer) -> None:
         if not self._is_ours(optimizer):
             return
         self._optimizing = None
