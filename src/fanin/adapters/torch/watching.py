@@ -22,6 +22,7 @@ from dataclasses import replace
 from math import nan
 from types import FrameType
 from typing import Any
+from weakref import WeakMethod, ref
 
 import torch
 from torch import Tensor, nn
@@ -159,8 +160,21 @@ class TorchWatching:
         return Hook(run)
 
     def _backward_hook(self, call: Callable[..., None], *bound: Any) -> Hook:
-        """For a backward pass, which accelerators run in threads of their own."""
-        return Hook(lambda *args: self._guarded(call, *bound, *args))
+        """For a backward pass, which accelerators run in threads of their own.
+
+        Python cannot see what a tensor's hook refers to, and would never free a model that lies in a circle with it.
+        So it holds us weakly, and the modules' hooks keep us; of a compiled model these are the only ones.
+        """
+        if self._compiled:
+            return Hook(lambda *args: self._guarded(call, *bound, *args))
+        ours, theirs = ref(self), WeakMethod(call)
+
+        def run(*args: Any) -> None:
+            watching, method = ours(), theirs()
+            if watching is not None and method is not None:
+                watching._guarded(method, *bound, *args)
+
+        return Hook(run)
 
     def _guarded(self, call: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Run our code inside the user's training, never raising; a forked child is not our training.
