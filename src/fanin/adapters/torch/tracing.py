@@ -385,12 +385,14 @@ class Tracer:
         known = self._parameters.get((path, name))
         return known.tensor if known is not None and is_gathered(known.tensor, found) else found
 
-    def is_stale(self) -> bool:
-        """Whether a parameter is no longer what it was: the model has been sharded, cast or materialized since."""
-        return any(
-            self._layers[path]._parameters.get(name) is not known.tensor
+    def replacements(self) -> list[Tensor]:
+        """What stands in the place of known parameters: others, when the model has been sharded, cast or materialized
+        since; plain tensors, while a function of its parameters runs (`torch.func.functional_call`)."""
+        now = (
+            (known.tensor, self._layers[path]._parameters.get(name))
             for (path, name), known in self._parameters.items()
         )
+        return [o for known, o in now if o is not known and o is not None and not is_gathered(known, o)]
 
     def parameters(self) -> tuple[KnownParameter, ...]:
         """The model's parameters, each once."""

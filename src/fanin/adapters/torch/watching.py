@@ -227,8 +227,19 @@ class TorchWatching:
             return
         self._pass = calling_frame()
         if module.training and self._grad_enabled and not (self._is_recomputed() or self._is_evaluated()):
+            others = self._tracer.replacements()
+            if not all(isinstance(other, nn.Parameter) for other in others):
+                return
+            if others and not self._done:
+                self._adopt()
             self._begin_step()
             self._follow(args, kwargs)
+
+    def _adopt(self) -> None:
+        """Take parameters for the model's that have replaced the known ones since the watch began."""
+        require_sharded_before(self.model)
+        self._tracer.refresh()
+        self._attach_to_parameters()
 
     def _is_evaluated(self) -> bool:
         """Whether this pass tries other parameters within one step of the optimizer, as LBFGS does: the first
@@ -256,10 +267,6 @@ class TorchWatching:
             self._let_go()
         if self.detached or (self._sight.draft is not None and self._sight.draft.differentiated):
             return
-        if not self._done and self._tracer.is_stale():
-            require_sharded_before(self.model)
-            self._tracer.refresh()
-            self._attach_to_parameters()
         before = Snapshot(self._trainable, corners=not self._optimizer_seen)
         self._sight.draft = Draft(self._done, self.plan.worker, self._needed, before, self.plan.examples)
         self._sight.draft.replicated = is_replicated(self.model)
