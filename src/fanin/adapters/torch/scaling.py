@@ -24,6 +24,7 @@ REACH = 8
 """Nodes behind the root that are looked at: `scaler.scale(loss).mean() / accumulated` has two."""
 
 _theirs: dict[type[GradScaler], Callable[..., Any]] = {}
+_faults: list[Exception] = []
 
 
 def mark_scaled_losses() -> None:
@@ -40,10 +41,13 @@ def leave_losses_unmarked() -> None:
         if getattr(vars(kind)["scale"], "__wrapped__", None) is theirs:
             kind.scale = theirs  # type: ignore[method-assign]
     _theirs.clear()
+    _faults.clear()
 
 
 def scale_of(root: Tensor) -> Tensor | None:
     """By how much a loss has been multiplied, a scalar on its device; None where no scaler has."""
+    if _faults:
+        raise _faults[0]
     node: Any = root.grad_fn  # torch's stubs take its `metadata` for a method
     for _ in range(REACH):
         if node is None:
@@ -66,8 +70,11 @@ def _marking(theirs: Callable[..., Any]) -> Callable[..., Any]:
     def scale(self: GradScaler, outputs: Any) -> Any:
         scaled = theirs(self, outputs)
         now = getattr(self, "_scale", None)
-        if isinstance(now, Tensor) and scaled is not outputs:
-            _mark(scaled, now.detach().clone())  # a copy: the scaler writes to its own
+        try:
+            if isinstance(now, Tensor) and scaled is not outputs:
+                _mark(scaled, now.detach().clone())  # a copy: the scaler writes to its own
+        except Exception as fault:  # noqa: BLE001  # training goes on, and whoever asks for the scale is told
+            _faults.append(fault)
         return scaled
 
     return scale

@@ -82,6 +82,7 @@ class TorchWatching:
         self._optimizer_seen = False
         self._runs_eagerly = runs_eagerly
         self._compiled = is_compiled(model) and not runs_eagerly
+        self._said = False
         self._called = False
         self._depth = 0
         self._pass: FrameType | None = None
@@ -110,11 +111,21 @@ class TorchWatching:
     # -- hanging on and off
 
     def _attach(self) -> None:
-        if not self._compiled:
+        if self._compiled:
+            self._say_compiled()
+        else:
             self._attach_to_modules()
         self._attach_to_parameters()
         optimizing.audience.add(self)
         backward.audience.add(self)
+
+    def _say_compiled(self) -> None:
+        if not self._said:
+            self._said = True
+            what = (
+                "fanin watches parameters, gradients and loss of %s, which is compiled; not its forward pass"
+            )
+            log.warning(what, type(self.model).__name__)
 
     def _attach_to_modules(self) -> None:
         hang = self._handles.add
@@ -275,7 +286,9 @@ class TorchWatching:
     def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Trace the pass that begins; not where it meets compiled modules, into which no tracing may reach."""
         self._compiled = self._compiled or (is_compiled(self.model) and not self._runs_eagerly)
-        if not self.detached and not self._compiled:
+        if self._compiled:
+            self._say_compiled()
+        elif not self.detached:
             self._outer_error = sys.exception()
             self._tracer.begin(args, kwargs)
 

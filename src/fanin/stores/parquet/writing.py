@@ -149,10 +149,8 @@ class ParquetWriter(Writer):
             while not self._over:
                 part = self._take()
                 self._settle(self._write(part), part.end)
-        finally:
-            with self._changed:  # whatever ends the thread, nobody waits for it
-                self._over = True
-                self._changed.notify_all()
+        except Exception as error:  # noqa: BLE001  nobody may wait for a thread that is gone
+            self._settle(error, end=True)
 
     def _settle(self, failure: Exception | None, end: bool) -> None:
         with self._changed:
