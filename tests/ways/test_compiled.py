@@ -48,7 +48,9 @@ def test_a_watch_before_the_first_call_adds_no_graph_break(when: str, backend: s
         seen = observe(compiled)
     assert train(compiled, 5) == expected
     assert same(parameters_of(model), parameters_of(plain))
-    compilations = 2 if when == "watched, then compiled" else 1  # the compiler notices that our hooks have left
+    compilations = (
+        2 if when == "watched, then compiled" else 1
+    )  # the compiler notices that our hooks have left
     assert (counters[0].frame_count, counters[1].frame_count) == (1, compilations)
     assert counters[1].op_count == compilations * counters[0].op_count
     require_all_but_the_forward_pass(seen, model, expected[:3])

@@ -12,6 +12,7 @@ from fanin.stores.assembly import restated
 from fanin.stores.base import Writer
 from fanin.stores.parquet.directory import Directory, part_name
 from fanin.stores.parquet.part import Part, encode
+from fanin.stores.parquet.stopping import leave_unmarked, mark_when_stopped
 from fanin.trial import ModelSpec, Step
 
 PATIENCE_S = 10.0
@@ -47,6 +48,9 @@ class ParquetWriter(Writer):
         self._closing = False
         self._over = False
         self._is_given_up = False
+        self._mark = directory.stop_mark(worker)
+        if self._mark is not None:
+            mark_when_stopped(self._mark)
         # A daemon, so that a trial that nobody closed cannot keep the interpreter from ending.
         self._thread = threading.Thread(target=self._write_parts, name=f"fanin-w{worker}", daemon=True)
         self._thread.start()
@@ -153,6 +157,8 @@ class ParquetWriter(Writer):
             self._settle(error, end=True)
 
     def _settle(self, failure: Exception | None, end: bool) -> None:
+        if self._mark is not None and (end or failure is not None):
+            leave_unmarked(self._mark)
         with self._changed:
             self._over = end or failure is not None
             if failure is not None:
