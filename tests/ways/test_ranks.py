@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,32 @@ LIMIT_S = 110
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where both ranks have left what they saw: every scenario in one launch."""
-    place = tmp_path_factory.mktemp("ranks")
+    """Where both ranks have left what they saw: every scenario in one launch, also where pytest runs in processes."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two-ranks"
+    over = place / "over"
+    try:
+        place.mkdir()
+    except FileExistsError:  # another process of pytest has launched them
+        give_up = time.monotonic() + LIMIT_S
+        while not over.exists() and time.monotonic() < give_up:
+            time.sleep(0.1)
+    else:
+        try:
+            launch(place)
+        finally:
+            over.touch()
+    return place
+
+
+def launch(place: Path) -> None:
+    """Run them to their end; none is left behind."""
     # --standalone takes a free port by itself.
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
     paths = [str(HERE.parent), str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
     launched = subprocess.Popen(
-        [sys.executable, *launch, str(HERE / "ranks.py"), str(place)],
+        [sys.executable, *launcher, str(HERE / "ranks.py"), str(place)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -45,10 +64,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         said, _ = launched.communicate(timeout=LIMIT_S)
     finally:
         if launched.poll() is None:
-            os.killpg(launched.pid, signal.SIGKILL)
+            os.killpg(
+                launched.pid, signal.SIGKILL
+            )  # the ranks, in sessions of their own, die with their parent
             launched.communicate()
     assert launched.returncode == 0, said
-    return place
 
 
 def facts(folder: Path, scenario: str) -> list[dict[str, Any]]:
