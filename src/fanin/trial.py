@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import reduce
-from math import nan
+from math import nan, prod
 from pathlib import PurePath
 
 from fanin.race import Race
@@ -353,23 +353,24 @@ def _half_of(step: Step, which: int) -> Step:
 
 
 def _joined(step: Step) -> Step:
-    blocks: dict[tuple[Role, str], dict[tuple[int, ...], TensorSummary]] = {}
+    blocks: dict[tuple[Role, str], dict[tuple[int, ...], Observation]] = {}
     for seen in step.observations:
         if seen.offset is not None:
-            blocks.setdefault((seen.role, seen.tensor), {}).setdefault(seen.offset, seen.summary)
-    spread = {key: _merged(found) for key, found in blocks.items() if len(found) > 1}
-    if not spread:
-        return step
-    whole = (
-        replace(o, summary=spread[o.role, o.tensor], offset=None) if (o.role, o.tensor) in spread else o
-        for o in step.observations
-    )
-    return replace(step, observations=tuple(whole))
+            blocks.setdefault((seen.role, seen.tensor), {}).setdefault(seen.offset, seen)
+    wholes = {key: _whole(list(found.values())) for key, found in blocks.items()}
+    joined: list[Observation] = []
+    for seen in step.observations:
+        whole = seen.summary if seen.offset is None else wholes[seen.role, seen.tensor]
+        if whole is not None:
+            joined.append(replace(seen, summary=whole, offset=None))
+    return replace(step, observations=tuple(joined)) if blocks else step
 
 
-def _merged(blocks: Mapping[tuple[int, ...], TensorSummary]) -> TensorSummary:
-    first, *others = (blocks[offset] for offset in sorted(blocks))
-    return reduce(TensorSummary.merge, others, first)
+def _whole(blocks: list[Observation]) -> TensorSummary | None:
+    """The summary of the tensor that the blocks make up; None where one is missing (a rank that died), since a part
+    would be judged as if it were all."""
+    merged = reduce(TensorSummary.merge, (block.summary for block in blocks))
+    return merged if merged.count + merged.non_finite == prod(blocks[0].shape) else None
 
 
 def _steps_of(steps: tuple[Step, ...], worker: int) -> Iterator[Step]:
