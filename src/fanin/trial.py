@@ -360,9 +360,11 @@ def _joined(step: Step) -> Step:
     wholes = {key: _whole(list(found.values())) for key, found in blocks.items()}
     joined: list[Observation] = []
     for seen in step.observations:
-        whole = seen.summary if seen.offset is None else wholes[seen.role, seen.tensor]
-        if whole is not None:
-            joined.append(replace(seen, summary=whole, offset=None))
+        key = seen.role, seen.tensor
+        whole = wholes[key] if seen.offset is not None else seen.summary
+        if whole is not None:  # of replicas each is a whole, and may differ from the others
+            own = seen.offset is None or len(blocks[key]) == 1
+            joined.append(replace(seen, summary=seen.summary if own else whole, offset=None))
     return replace(step, observations=tuple(joined)) if blocks else step
 
 

@@ -91,6 +91,17 @@ def test_a_tensor_of_which_a_rank_is_missing_is_not_judged_by_its_rest() -> None
     assert [o.tensor for o in trial(seen).joined().steps[0].observations] == ["b"]
 
 
+def test_of_replicas_that_differ_each_rank_keeps_its_own() -> None:
+    drawn = [np.random.default_rng(seed).normal(size=(3, 4)) for seed in range(2)]
+    seen = [
+        Observation("fc", Role.WEIGHT, "w", summarize(values), (3, 4), worker=rank, offset=(0, 0))
+        for rank, values in enumerate(drawn)
+    ]
+    for rank, values in enumerate(drawn):
+        (own,) = trial(seen).of_worker(rank).steps[0].observations
+        assert own.summary.maximum == values.max()
+
+
 @given(
     values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=40),
     exponent=st.integers(-12, 12),
@@ -111,10 +122,7 @@ def test_a_summary_times_a_power_of_two_is_that_of_the_values_times_it(
 
 def test_a_factor_that_is_no_power_of_two_moves_quantiles_within_a_bin() -> None:
     x = np.random.default_rng(0).normal(size=10_000)
-    found, wanted = (
-        summarize(x, histogram=True, unit_axis=None).scaled(1 / 1000),
-        summarize(x / 1000, histogram=True),
-    )
+    found, wanted = summarize(x, histogram=True).scaled(1 / 1000), summarize(x / 1000, histogram=True)
     for p in (0.05, 0.5, 0.95):
         near = max(abs(wanted.quantile(p).low), abs(wanted.quantile(p).high))
         assert (

@@ -89,4 +89,6 @@ def _mark(scaled: Any, scale: Tensor) -> None:
 
 def unscaled(loss: Tensor, scale: Tensor | None) -> Tensor:
     """A loss as it was before it was scaled; on its device, without waiting for it."""
-    return loss if scale is None else torch.divide(loss.float(), scale)
+    if scale is None:
+        return loss
+    return (loss if loss.dtype is torch.float64 else loss.float()) / scale

@@ -26,8 +26,8 @@ class ParquetWriter(Writer):
 
     Steps wait in memory without a limit until the thread takes all of them into one part. A failed part ends the
     recording: what comes after is dropped, and the next flush() or close() says so, once; so do they where the medium
-    does not answer, and wait no longer. A forked child (a data
-    loader's worker) has this object but not its thread; there, every method does nothing.
+    does not answer, and wait no longer. A forked child (a data loader's worker) has this object but not its thread;
+    there, every method does nothing.
     """
 
     def __init__(self, uri: str, directory: Directory, worker: int, about: Mapping[str, str]) -> None:
