@@ -36,6 +36,7 @@ from fanin.adapters.torch.functions import (
     activation_of,
 )
 from fanin.adapters.torch.modes import take_away
+from fanin.adapters.torch.sharding import is_gathered
 from fanin.trial import NETWORK_INPUT, ActivationSpec, Kind, LayerSpec, ModelSpec, Role
 
 
@@ -373,7 +374,7 @@ class Tracer:
             (path, p.name): KnownParameter(
                 path,
                 p.name,
-                self._layers[path].get_parameter(p.name),
+                self._current(path, p.name),
                 p.role,
                 self._bare.known(path, p).unit_axis,
                 self._bare.layer_of(path, p.name),
@@ -383,6 +384,21 @@ class Tracer:
             for p in spec.parameters
             if p.tied_to is None
         }
+
+    def _current(self, path: str, name: str) -> nn.Parameter:
+        """The parameter itself: a sharded one makes room for its gathered copy while a pass runs (`fully_shard`)."""
+        found = self._layers[path].get_parameter(name)
+        known = self._parameters.get((path, name))
+        return known.tensor if known is not None and is_gathered(known.tensor, found) else found
+
+    def replacements(self) -> list[Tensor]:
+        """What stands in the place of known parameters: others, when the model has been sharded, cast or materialized
+        since; plain tensors, while a function of its parameters runs (`torch.func.functional_call`)."""
+        now = (
+            (known.tensor, self._layers[path]._parameters.get(name))
+            for (path, name), known in self._parameters.items()
+        )
+        return [o for known, o in now if o is not known and o is not None and not is_gathered(known, o)]
 
     def parameters(self) -> tuple[KnownParameter, ...]:
         """The model's parameters, each once."""
