@@ -74,7 +74,7 @@ def test_processes_that_must_agree_take_no_time_for_a_budget(found: Found, way: 
 
 
 def test_a_model_in_one_process_is_no_twin() -> None:
-    from fanin.adapters.torch.sharded import whole
+    from fanin.adapters.torch.gathered import whole
 
     model = Net(4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.adapters.base import Adapter, Treated, Watching, WatchPlan
-from fanin.adapters.torch import repairing, sharded
+from fanin.adapters.torch import gathered, repairing
 from fanin.adapters.torch.awaiting import Awaited
 from fanin.adapters.torch.batches import batches
 from fanin.adapters.torch.describe import model_spec, uncompiled
@@ -54,7 +54,7 @@ class TorchAdapter(Adapter):
         self, model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need], optimizer: Any = None
     ) -> Trial:
         """See Adapter."""
-        model, optimizer = sharded.whole(model, optimizer)
+        model, optimizer = gathered.whole(model, optimizer)
         return examine(model, batch, loss_fn, needs, optimizer)
 
     def race(
@@ -68,7 +68,7 @@ class TorchAdapter(Adapter):
         reference: nn.Module | None = None,
     ) -> Race:
         """See Adapter."""
-        model, optimizer = sharded.whole(model, optimizer)
+        model, optimizer = gathered.whole(model, optimizer)
         return race(
             model,
             batch,
@@ -87,17 +87,17 @@ class TorchAdapter(Adapter):
 
     def trace(self, model: nn.Module, batch: Any, loss_fn: Any) -> Trial:
         """See Adapter."""
-        return trace(sharded.whole(model)[0], batch, loss_fn)
+        return trace(gathered.whole(model)[0], batch, loss_fn)
 
     def is_spread(self, model: nn.Module) -> bool:
         """See Adapter."""
-        return sharded.is_sharded(uncompiled(model))
+        return gathered.is_sharded(uncompiled(model))
 
     def shared(self, model: nn.Module, batch: Any) -> Any:
         """See Adapter."""
         with beside_untouched(model, None, batch):
             found = batches(batch, MOST)
-        return sharded.shared(uncompiled(model), found)
+        return gathered.shared(uncompiled(model), found)
 
     def copy(self, model: nn.Module, optimizer: Any = None) -> tuple[nn.Module, Any]:
         """See Adapter."""

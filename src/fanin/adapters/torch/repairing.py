@@ -18,11 +18,11 @@ from fanin.adapters.torch.batches import batches, parts
 from fanin.adapters.torch.describe import uncompiled
 from fanin.adapters.torch.drawing import Drawing, is_plain
 from fanin.adapters.torch.examining import put_in_train_mode, run_eagerly
+from fanin.adapters.torch.gathered import is_sharded, kept, put, whole
 from fanin.adapters.torch.pasting import families, pasted, replacement
 from fanin.adapters.torch.recipe import Recipe
 from fanin.adapters.torch.redraw import scale
 from fanin.adapters.torch.restore import _same_bits, beside_untouched, untouched
-from fanin.adapters.torch.sharded import is_sharded, kept, put, whole
 from fanin.adapters.torch.sources import was_loaded
 from fanin.adapters.torch.twins import duplicate, mapped, seed_everything
 from fanin.change import Change, Plan, Values

@@ -51,21 +51,27 @@ class Place:
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of it; an ordinary tensor as it is."""
-    here: Any = tensor._local_tensor if _is_distributed(tensor) else tensor  # type: ignore[attr-defined]
+    here: Any = tensor._local_tensor if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
     module = sys.modules.get("torch.distributed._functional_collectives")
     waiting = module is not None and isinstance(here, module.AsyncCollectiveTensor)
     found: Tensor = here.wait() if waiting else here  # for values that are on their way already
     return found
 
 
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether this rank holds a block of it."""
+    module = sys.modules.get("torch.distributed.tensor")  # whoever has a DTensor has imported it
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def place_of(tensor: Tensor) -> Place:
     """Where that lies in the whole."""
-    return Place(tuple(tensor.shape), _offset(tensor) if _is_distributed(tensor) else None)
+    return Place(tuple(tensor.shape), _offset(tensor) if is_distributed(tensor) else None)
 
 
 def is_gathered(known: Tensor, now: Tensor) -> bool:
     """Whether a whole tensor stands for a moment where one was of which this rank holds a block."""
-    return _is_distributed(known) and not _is_distributed(now)
+    return is_distributed(known) and not is_distributed(now)
 
 
 def require_sharded_before(model: nn.Module) -> None:
@@ -88,11 +94,6 @@ def is_replicated(model: nn.Module) -> bool:
     """Whether DistributedDataParallel is running this model, so that every rank must hold the same parameters."""
     outer = nn.parallel.DistributedDataParallel._active_ddp_module
     return outer is not None and outer.module is model and not outer.parameters_to_ignore
-
-
-def _is_distributed(tensor: Tensor) -> bool:
-    module = sys.modules.get("torch.distributed.tensor")  # whoever has a DTensor has imported it
-    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _offset(tensor: Any) -> tuple[int, ...] | None:

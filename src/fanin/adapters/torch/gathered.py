@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fanin.adapters.torch.describe import uncompiled
+from fanin.adapters.torch.sharding import is_distributed, local
 from fanin.adapters.torch.twins import mapped
 from fanin.errors import UsageError
 
@@ -41,12 +42,7 @@ HOOKS = (
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether this process holds parts of the model's parameters only."""
-    return any(map(is_shard, model.parameters())) or any(map(_is_wrapped, model.modules()))
-
-
-def is_shard(tensor: Tensor) -> bool:
-    """Whether it is a DTensor."""
-    return hasattr(tensor, "placements")
+    return any(map(is_distributed, model.parameters())) or any(map(_is_wrapped, model.modules()))
 
 
 def whole(model: nn.Module, optimizer: Any = None) -> tuple[nn.Module, Any]:
@@ -66,7 +62,7 @@ def _twin(model: nn.Module) -> nn.Module:
     _reshard(model)
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        if is_shard(tensor):
+        if is_distributed(tensor):
             memo[id(tensor)] = _gathered(tensor)
     for module in model.modules():
         for value in vars(module).values():
@@ -140,21 +136,20 @@ def _is_of_torch(hook: Callable[..., Any]) -> bool:
 def put(tensor: Tensor, values: Tensor) -> None:
     """Write a whole tensor's values into one that may be a shard of such: each process takes its own part."""
     with torch.no_grad():
-        if is_shard(tensor):
-            tensor.to_local().copy_(_part_of(tensor, values))  # type: ignore[attr-defined]
+        if is_distributed(tensor):
+            local(tensor).copy_(_part_of(tensor, values))
         else:
             tensor.copy_(values)
 
 
 def kept(tensor: Tensor) -> Callable[[], None]:
     """What puts a tensor's values of now back, bit for bit; of a shard those that are here."""
-    local: Tensor = tensor.detach()
-    local = local.to_local() if is_shard(local) else local  # type: ignore[attr-defined]
-    before = local.clone()
+    here = local(tensor.detach())
+    before = here.clone()
 
     def restore() -> None:
         with torch.no_grad():
-            local.copy_(before)
+            here.copy_(before)
 
     return restore
 
@@ -173,7 +168,7 @@ def shared(model: nn.Module, found: Sequence[Any]) -> Sequence[Any]:
     """The batches that the first process of the mesh has, in all of them, so that all decide alike."""
     import torch.distributed as dist
 
-    mesh: Any = next(p.device_mesh for p in model.parameters() if is_shard(p))  # type: ignore[attr-defined]
+    mesh: Any = next(p.device_mesh for p in model.parameters() if is_distributed(p))  # type: ignore[attr-defined]
     box = [found]
     for axis in reversed(range(mesh.ndim)):  # along the last axis to the first of each row, and so on
         group = mesh.get_group(axis)
