@@ -215,7 +215,9 @@ def doubts(trial: Trial) -> Iterator[Missing]:
         return
     if trial.is_foreign:
         what = "SageMaker Debugger saved tensors by name, and not how the layers are connected"
-        yield Missing(FOREIGN_TRIAL.code, what, "ask the documented rule alone: --rule PoorWeightInitialization")
+        yield Missing(
+            FOREIGN_TRIAL.code, what, "ask the documented rule alone: --rule PoorWeightInitialization"
+        )
         return
     share = _unseen_share(trial)
     if share > UNSEEN:

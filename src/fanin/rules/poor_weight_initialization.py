@@ -125,8 +125,8 @@ class PoorWeightInitialization(Rule):
         self.steps = whole("steps", steps, 10)
 
     def require_applicable(self, trial: Trial) -> None:
-        """A regex of one's own that matches none of the activation inputs is a slip, and no evidence. Nor does this rule
-        apply to trees, as documented.
+        """A regex of one's own that matches none of the activation inputs is a slip, and no evidence. Trees have none, as
+        documented.
 
         Raises:
             RuleParameterError: It matches none; the default leaves the check undecided instead.
@@ -264,7 +264,9 @@ class PoorWeightInitialization(Rule):
         seen = [o for step in steps for o in step.of(Role.WEIGHT_GRAD).values()]
         if seen and all(o.summary.histogram is None for o in seen):
             what = "the weight gradients come without percentiles, which no reduction of them can give"
-            return self._missing(what, "save the gradients themselves, or watch with this rule among the rules")
+            return self._missing(
+                what, "save the gradients themselves, or watch with this rule among the rules"
+            )
         what = f"no weight gradient with a histogram was seen in training steps 0 to {self.steps - 1}"
         return self._missing(what, "watch a model that runs backward, with this rule among the rules")
 

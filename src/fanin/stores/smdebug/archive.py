@@ -206,4 +206,3 @@ def worker_name(text: str) -> str:
     ('worker_0', '/job:worker/replica:0/task:1/device:GPU:0')
     """
     return text.replace("_", "/").replace("-", ":") if text.startswith("_") else text
-

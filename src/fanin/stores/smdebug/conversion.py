@@ -228,7 +228,9 @@ def _notes(archive: Archive, saved: Sequence[Saved], steps: Sequence[Step]) -> I
         yield f"Only training steps {some} were saved."
     reduced = {o.role for s in train for o in s.observations if not o.dtype}
     if reduced:
-        what = " and ".join(role.value.replace("_grad", " gradient").replace("_", " ") for role in sorted(reduced))
+        what = " and ".join(
+            role.value.replace("_grad", " gradient").replace("_", " ") for role in sorted(reduced)
+        )
         yield f"Of each {what} reductions were saved, which hold no percentiles."
     missing = archive.expected_workers - len({w for by in archive.saved.values() for w in by})
     if missing > 0:

@@ -1,9 +1,9 @@
 """What a tensor of SageMaker Debugger is to the network, by its name: all that such a trial says about that.
 
-    PyTorch        MLP_blocks.0.layer.weight   gradient/MLP_...       blocks.0.relu_input_0    CrossEntropyLoss_output_0
-    MXNet Gluon    conv0_weight                gradient/conv0_weight  conv0_relu_input_0       softmax...loss0_output_0
-    Keras          weights/dense/kernel:0      gradients/dense/...    re_lu/inputs             loss
-    TensorFlow 1   conv2d/kernel:0             gradients/...          conv2d/inputs/...        loss:0
+PyTorch        MLP_blocks.0.layer.weight   gradient/MLP_...       blocks.0.relu_input_0    CrossEntropyLoss_output_0
+MXNet Gluon    conv0_weight                gradient/conv0_weight  conv0_relu_input_0       softmax...loss0_output_0
+Keras          weights/dense/kernel:0      gradients/dense/...    re_lu/inputs             loss
+TensorFlow 1   conv2d/kernel:0             gradients/...          conv2d/inputs/...        loss:0
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ REDUCTION = re.compile(r"smdebug/reductions/(abs_)?([^/]+)/(.+)", re.DOTALL)
 
 GRADIENT = re.compile(r"gradients?/(.+)", re.DOTALL)
 GRADIENT_END = re.compile(r"/?Grad(?::\d+)?$")
-BIAS = re.compile(r"(?:^|[._/])(?:bias|beta)(?:_[ih]h_l\d+(?:_reverse)?)?(?::\d+)?$|BiasAdd_grad", re.IGNORECASE)
+BIAS = re.compile(
+    r"(?:^|[._/])(?:bias|beta)(?:_[ih]h_l\d+(?:_reverse)?)?(?::\d+)?$|BiasAdd_grad", re.IGNORECASE
+)
 WEIGHT = re.compile(
     r"(?:^|[._/])(?:\w*weight|kernel|gamma|embeddings)(?:_[ih]h_l\d+(?:_reverse)?)?(?::\d+)?$", re.IGNORECASE
 )
@@ -84,7 +86,7 @@ def is_path(name: str) -> bool:
 
 def is_loss(name: str, losses: Iterable[str] = ()) -> bool:
     """Whether a tensor is a loss: one of the collection `losses`, or called so."""
-    return name in losses or bool(LOSS.search(name)) and not name.startswith(SCALAR)
+    return name in losses or (bool(LOSS.search(name)) and not name.startswith(SCALAR))
 
 
 def reduction(name: str) -> tuple[str, str, bool] | None:

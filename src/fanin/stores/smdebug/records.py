@@ -103,7 +103,8 @@ def _decoded(value: dict[int, int | memoryview]) -> NDArray[Any]:
 
 
 def _array(proto: memoryview) -> NDArray[Any]:
-    dtype, shape, content = 0, (), memoryview(b"")
+    dtype, content = 0, memoryview(b"")
+    shape: tuple[int, ...] = ()
     strings = []
     for number, value in fields(proto):
         if number == 1:
