@@ -69,7 +69,9 @@ def tensor_proto(name: str, values: ArrayLike) -> bytes:
     dims = b"".join(field(2, field(1, size) + field(2, f"{name}_{size}")) for size in array.shape)
     if array.dtype.kind == "U":
         return b"".join(field(8, str(text)) for text in array.reshape(-1))
-    return field(1, DTYPES[array.dtype.name]) + field(2, dims) + field(4, np.ascontiguousarray(array).tobytes())
+    return (
+        field(1, DTYPES[array.dtype.name]) + field(2, dims) + field(4, np.ascontiguousarray(array).tobytes())
+    )
 
 
 def event(name: str, values: ArrayLike, step: int = 0, mode: str = "GLOBAL", mode_step: int = 0) -> bytes:

@@ -172,13 +172,13 @@ class Archive:
             return self._value(file, location, name, whole=False)
 
     def values(self, wanted: Iterable[tuple[str, Location]]) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Several tensors of one step and worker, one at a time.
+        """Several tensors of one step and worker, one at a time, in the order of the file.
 
         Raises:
             TrialFormatError: A record is damaged; the message names file and byte.
             StoreError: It cannot be reached.
         """
-        asked = list(wanted)
+        asked = sorted(wanted, key=lambda one: one[1].start)
         for name in dict.fromkeys(location.file for _, location in asked):
             with self.folder.opened(name) as file:
                 for tensor, location in asked:
