@@ -96,7 +96,7 @@ def collection(name: str, regexes: Sequence[str] = (), tensors: Sequence[str] = 
         "include_regex": list(regexes),
         "tensor_names": sorted(tensors),
         "reduction_config": {"save_raw_tensor": True, "reductions": "", "save_shape": False},
-        "save_config": {mode: saving for mode in MODE_NUMBERS},
+        "save_config": dict.fromkeys(MODE_NUMBERS, saving),
         "save_histogram": True,
     }
 

@@ -28,8 +28,9 @@ from fanin.stores.smdebug.naming import Named, is_loss, meaning
 from fanin.stores.smdebug.summaries import of_reductions, of_tensor
 from fanin.summary import summarize
 from fanin.trial import Mode, Role, Trial
-from tests.stores import samples
-from tests.stores.smdebug_writer import TrialWriter
+
+from . import samples
+from .smdebug_writer import TrialWriter
 
 EVENTS = "events/000000000000/000000000000_worker_0.tfevents"
 INDEX = "index/000000000/000000000000_worker_0.json"
@@ -220,7 +221,8 @@ def test_steps_before_the_script_named_a_mode_are_no_training(tmp_path: Path) ->
     writer.step(0, pytorch(0)).step(1, pytorch(1), "TRAIN", 0).end()
     trial = load_trial(tmp_path)
     assert [(step.mode, step.index) for step in trial.steps] == [(Mode.TRAIN, 0)]
-    assert trial.start is not None and trial.start.loss == pytest.approx(1.9)
+    assert trial.start is not None
+    assert trial.start.loss == pytest.approx(1.9)
 
 
 def test_several_workers_are_ranks(tmp_path: Path) -> None:
@@ -301,7 +303,9 @@ def test_complex_numbers_and_text_are_passed_over(tmp_path: Path) -> None:
 def test_large_tensors_are_summarized_piece_by_piece() -> None:
     values = np.random.default_rng(0).normal(size=2**20 + 7).astype(np.float32)
     whole, pieces = summarize(values, histogram=True), of_tensor(values, histogram=True)
-    assert pieces is not None and pieces.histogram is not None and whole.histogram is not None
+    assert pieces is not None
+    assert pieces.histogram is not None
+    assert whole.histogram is not None
     assert pieces.variance == pytest.approx(whole.variance, rel=1e-12)
     assert pieces.histogram.counts.tolist() == whole.histogram.counts.tolist()
 
@@ -336,7 +340,8 @@ def test_the_variance_comes_from_whichever_reduction_has_it(which: tuple[str, ..
 
 def test_where_variances_are_divided_by_n_nothing_is_put_right() -> None:
     found = of_reductions(reduced(VALUES, "variance", ddof=0), VALUES.shape, unbiased=False)
-    assert found is not None and found.variance == pytest.approx(VALUES.var(), rel=1e-12)
+    assert found is not None
+    assert found.variance == pytest.approx(VALUES.var(), rel=1e-12)
 
 
 @pytest.mark.parametrize("which", [("min", "max"), ("mean",), ("l2",)])
@@ -346,7 +351,8 @@ def test_without_a_variance_there_is_no_summary(which: tuple[str, ...]) -> None:
 
 def test_a_constant_has_no_variance_whatever_rounding_says() -> None:
     found = of_reductions(reduced(np.full(7, 0.1), "min", "max", "std"), (7,), unbiased=True)
-    assert found is not None and (found.variance, found.is_constant) == (0.0, True)
+    assert found is not None
+    assert (found.variance, found.is_constant) == (0.0, True)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +363,8 @@ def test_values_that_are_not_finite_show_in_reductions(
     values: Mapping[str, float], nans: int, infinite: int
 ) -> None:
     found = of_reductions({(name, False): value for name, value in values.items()}, None, unbiased=True)
-    assert found is not None and (found.nan, found.inf) == (nans, infinite)
+    assert found is not None
+    assert (found.nan, found.inf) == (nans, infinite)
     assert isnan(found.variance)
 
 
@@ -365,7 +372,8 @@ def test_a_variance_that_overflows_is_no_value_that_is_not_finite() -> None:
     found = of_reductions(
         {("min", False): -1e30, ("max", False): 1e30, ("variance", False): np.inf}, (9,), unbiased=True
     )
-    assert found is not None and (found.non_finite, found.variance) == (0, np.inf)
+    assert found is not None
+    assert (found.non_finite, found.variance) == (0, np.inf)
 
 
 def test_of_reductions_the_variances_are_judged_and_percentiles_are_missed(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from fanin.stores.smdebug import records
 from fanin.stores.smdebug.crc32c import crc32c, masked
 from fanin.stores.smdebug.wire import fields
-from tests.stores import smdebug_writer as writer
-from tests.stores.smdebug_writer import event, field, record
+
+from . import smdebug_writer as writer
+from .smdebug_writer import event, field, record
 
 NUMERIC = sorted(writer.DTYPES)
 

@@ -125,8 +125,8 @@ class PoorWeightInitialization(Rule):
         self.steps = whole("steps", steps, 10)
 
     def require_applicable(self, trial: Trial) -> None:
-        """A regex of one's own that matches none of the activation inputs is a slip, and no evidence. Trees have none, as
-        documented.
+        """A regex of one's own that matches none of the activation inputs is a slip, and no evidence; trees have no
+        activations at all.
 
         Raises:
             RuleParameterError: It matches none; the default leaves the check undecided instead.

@@ -6,7 +6,8 @@
     from fanin.sagemaker.exceptions import NoMoreData        # was: from smdebug.exceptions import NoMoreData
 
 Modules are called as there, so that a custom rule needs no other change. Trials are the original's own (see
-`fanin.stores.smdebug`); for trainings of today there are `fanin.watch` and `fanin.judge`. Differences: no wait is for ever, `action_str` may be left out, norms are of all values, and nothing sleeps a second at the end.
+`fanin.stores.smdebug`); for trainings of today there are `fanin.watch` and `fanin.judge`. Differences: no wait is for
+ever, `action_str` may be left out, norms are of all values, and nothing sleeps a second at the end.
 """
 
 from __future__ import annotations
