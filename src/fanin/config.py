@@ -92,16 +92,13 @@ def configurations(content: object, where: str = "the rule configuration") -> It
         UsageError: It is none.
         RuleParameterError: A parameter has the wrong name, type or value.
     """
-    for rule, collections in _entries(content, where):
+    entries = content if isinstance(content, list) and content else [content]
+    for rule, collections in (pair for entry in entries for pair in _entries(entry, where)):
         yield _configuration(rule, _collections(collections, where), where)
 
 
 def _entries(content: object, where: str) -> Iterator[tuple[Mapping[str, Any], object]]:
     """Each rule with the collections that go with it, in the shapes in which they come."""
-    if isinstance(content, list) and content:
-        for entry in content:
-            yield from _entries(entry, where)
-        return
     if not isinstance(content, dict):
         raise _bad(where, "this is no rule configuration", f"{content!r:.80}")
     found = content.get("DebugRuleConfigurations") or content.get("DebugRuleConfiguration")

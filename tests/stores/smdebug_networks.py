@@ -1,9 +1,9 @@
 """The six networks on which the readings of the documented rule were settled, trained and saved as smdebug saves them.
 
 MLP: 5 blocks of Linear(64) and ReLU, a head Linear(10). CNN: 3 blocks of Conv3x3 (8, 16, 16 channels) and ReLU, the
-first two pooled, a block Linear(64) and ReLU, a head Linear(10). Ten Gaussian clusters; half of the inputs' variance of 1
-lies within them and half between; batches of 32, SGD with a rate of 0.05, cross-entropy, biases of zero; weights by
-he_normal, or N(0, 1e-4^2), or N(0, 1).
+first two pooled, a block Linear(64) and ReLU, a head Linear(10). Ten Gaussian clusters, inputs of variance 1, half of
+that within a cluster; batches of 32, SGD with a rate of 0.05, cross-entropy, biases of zero; weights by he_normal, or
+N(0, 1e-4^2), or N(0, 1).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 from urllib.parse import urlsplit
 
 from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
@@ -41,7 +42,15 @@ def filesystem_at(uri: str) -> tuple[FileSystem, str]:
 
 
 def _s3(uri: str) -> tuple[FileSystem, str]:
+    return s3_filesystem(), uri.removeprefix("s3://").rstrip("/")
+
+
+def s3_filesystem(**options: Any) -> S3FileSystem:
+    """Amazon S3, or whatever speaks like it at AWS_ENDPOINT_URL, which Arrow by itself does not look at."""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    known = {"region": region} if region else {}
-    filesystem = S3FileSystem(connect_timeout=CONNECT_TIMEOUT, request_timeout=REQUEST_TIMEOUT, **known)
-    return filesystem, uri.removeprefix("s3://").rstrip("/")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    known: dict[str, Any] = {"region": region} if region else {}
+    if endpoint:
+        scheme, _, host = endpoint.rpartition("://")
+        known |= {"scheme": scheme or "https", "endpoint_override": host.rstrip("/")}
+    return S3FileSystem(connect_timeout=CONNECT_TIMEOUT, request_timeout=REQUEST_TIMEOUT, **known, **options)
