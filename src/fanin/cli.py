@@ -267,7 +267,7 @@ def _advance(bar: Progress, task: TaskID, done: int, planned: int) -> None:
     bar.update(task, completed=done, total=planned)
 
 
-@main.command()
+@main.command(short_help="Judge a trial that was written before.")
 @click.argument("trial")
 @_rule
 @_set

@@ -430,7 +430,7 @@ def test_trees_are_refused_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_these_trials_are_never_written(place: Path) -> None:
-    with pytest.raises(UsageError, match="are read, not written"):
+    with pytest.raises(UsageError, match="are read and not written"):
         open_store(place).begin()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,17 +29,26 @@ def filesystem_at(uri: str) -> tuple[FileSystem, str]:
         return LocalFileSystem(), os.path.abspath(uri)
     try:
         # Options of its own: those Arrow must parse. It looks up the bucket's region otherwise, which asks Amazon.
-        if uri.startswith("s3://") and not urlsplit(uri).query:
+        if uri.startswith("s3://") and not urlsplit(uri).query and "@" not in urlsplit(uri).netloc:
             return _s3(uri)
         filesystem, path = FileSystem.from_uri(uri)
     except (ValueError, OSError) as error:
         raise UsageError(
             "this address cannot be read",
-            got=f"{uri}: {error}",
+            got=f"{shown(uri)}: {error}".replace(uri, shown(uri)),
             expected="file:///absolute/path, with %20 for a space, or s3://bucket/path",
             next_step="give the directory as a plain path",
         ) from error
     return filesystem, path
+
+
+def shown(uri: str) -> str:
+    """An address for messages: without a secret that it may hold.
+
+    >>> shown("s3://key:secret@bucket/job?scheme=http")
+    's3://bucket/job'
+    """
+    return re.sub(r"(?<=://)[^/@]*@", "", uri).split("?")[0] if "://" in uri else uri
 
 
 def _s3(uri: str) -> tuple[FileSystem, str]:

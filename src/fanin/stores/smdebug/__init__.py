@@ -42,10 +42,10 @@ class SmdebugStore(Store):
             UsageError: Always: these trials are read only.
         """
         raise UsageError(
-            "trials of SageMaker Debugger are read, not written",
+            "trials in object stores, and those of SageMaker Debugger, are read and not written",
             where=self.uri,
-            expected="a new directory",
-            next_step="write to another directory, e.g. runs/exp1",
+            expected="a new directory on a local disk",
+            next_step="write to a directory, e.g. runs/exp1",
         )
 
     def load(self) -> Trial:

@@ -12,7 +12,7 @@ from typing import Any
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from fanin.errors import StoreError, TrialFormatError
-from fanin.stores.place import filesystem_at
+from fanin.stores.place import filesystem_at, shown
 
 READ_WHOLE = 32 * 2**20
 """Bytes up to which an event file is read in one go rather than record by record: a request to an object store costs
@@ -24,7 +24,7 @@ class Folder:
     """A trial's directory, or the prefix of its objects.
 
     Attributes:
-        uri: As it was given, for messages.
+        uri: Its address, for messages.
     """
 
     uri: str
@@ -38,11 +38,13 @@ class Folder:
         Raises:
             UsageError: The address cannot be read.
         """
-        return cls(uri, filesystem, uri) if filesystem is not None else cls(uri, *filesystem_at(uri))
+        if filesystem is not None:
+            return cls(uri, filesystem, uri)
+        return cls(shown(uri), *filesystem_at(uri))
 
     def where(self, name: str) -> str:
         """A file's address, for messages."""
-        return f"{self.uri.split('?')[0].rstrip('/')}/{name}"
+        return f"{self.uri.rstrip('/')}/{name}"
 
     def files(self, name: str) -> list[FileInfo]:
         """What is in a subdirectory, by name; nothing where there is none."""
