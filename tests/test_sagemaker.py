@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -288,6 +289,15 @@ def test_a_killed_job_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptur
         trial.wait_for_steps([3, 4])
     assert (caught.value.step, caught.value.last_step, trial.steps()) == (4, 3, [0, 1, 2, 3])
     assert "taken as broken off" in caplog.text
+
+
+def test_files_from_the_future_are_not_waited_for_without_end(tmp_path: Path) -> None:
+    written(tmp_path)
+    ahead = time.time() + 10**6
+    for path in tmp_path.rglob("*.json"):
+        os.utime(path, (ahead, ahead))
+    with pytest.raises(NoMoreData):
+        create_trial(tmp_path, timeout=0.3).wait_for_steps([4])
 
 
 def test_nothing_is_not_waited_for_without_end(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class TrialWriter:
         counted = step if mode_step is None else mode_step
         event_file = f"events/{step:012d}/{step:012d}_{self.worker}.tfevents"
         index_file = f"index/{step // 1000:09d}/{step:012d}_{self.worker}.json"
-        data, rows = b"", []
+        data, rows = bytearray(), []
         for name, values in tensors.items():
             one = record(event(name, values, step, mode, counted))
             rows.append({"tensorname": name, "start_idx": len(data), "length": len(one)})
@@ -153,7 +153,7 @@ class TrialWriter:
         shaped = [{"tensorname": n, "originalname": n, "shape": list(s)} for n, s in (shapes or {}).items()]
         index = {"meta": meta, "tensor_payload": rows, "shape_payload": shaped}
         tail = "" if finished else ".tmp"
-        self.put(event_file + tail, data)
+        self.put(event_file + tail, bytes(data))
         self.put(index_file + tail, json.dumps(index).encode() if finished else b"")
         return self
 

@@ -108,7 +108,8 @@ class Trial:
         self.archive = Archive(path)
         self.timeout = float(os.environ.get("FANIN_TRIAL_TIMEOUT", TIMEOUT)) if timeout is None else timeout
         self._first, self._end = _range(range_steps)
-        self._opened = time.monotonic()
+        self._changed = time.monotonic()
+        self._files = 0
         self._poll = POLL[path.startswith("s3://")]
         self._looked = -self._poll
         self._tensors: dict[str, Tensor] = {}
@@ -350,12 +351,12 @@ class Trial:
         self.last_complete_step = max(whole, default=-1)
 
     def _is_dead(self, now: float) -> bool:
-        """Whether nothing came for so long that nothing will."""
-        idle = (
-            min(self.archive.idle_for, now - self._opened)
-            if not self.archive.saved
-            else self.archive.idle_for
-        )
+        """Whether nothing came for so long that nothing will: by the files' time, or, where their clock is ahead, since
+        the last new one was seen."""
+        if self.archive.files != self._files:
+            self._files, self._changed = self.archive.files, now
+        watched = now - self._changed
+        idle = max(watched, self.archive.idle_for) if self.archive.saved else watched
         if idle < self.timeout:
             return False
         log.warning("%s has no end mark and no new file for %.0f s: taken as broken off", self.path, idle)

@@ -113,6 +113,11 @@ class Archive:
             self.workers = sorted([*self.workers, worker])
 
     @property
+    def files(self) -> int:
+        """How many index and collections files were read."""
+        return len(self._seen)
+
+    @property
     def expected_workers(self) -> int:
         """How many workers write each step."""
         return max(self.collections.workers if self.collections else 1, 1)
