@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from fanin.cli_trial import trial as trial_commands
 from fanin.errors import FaninError, TrialNotFoundError
 from fanin.errors import UsageError as FaninUsageError
 
@@ -460,3 +461,6 @@ def demo() -> int:
     from fanin.demo import main as show
 
     return show()
+
+
+main.add_command(trial_commands)
