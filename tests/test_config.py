@@ -94,6 +94,14 @@ def test_several_rules() -> None:
     assert [found.rule.threshold for found in configurations(content)] == [1.0, 2.0]
 
 
+def test_other_rules_of_a_job_are_left_out_and_named() -> None:
+    content = [with_parameters(rule_to_invoke="VanishingGradient"), with_parameters(threshold="2")]
+    found = one(content)
+    assert (found.rule.threshold, found.notes) == (2.0, ("rule VanishingGradient: not in fanin, left out",))
+    with pytest.raises(UsageError, match="is not in fanin"):
+        list(configurations(content[:1] * 2))
+
+
 def test_the_collection_that_the_original_ships_malformed() -> None:
     content = DOCUMENTED | {
         "CollectionConfigurations": [{"include_regex": ".*relu_input", "save_interval": "500"}]
@@ -227,6 +235,13 @@ def test_a_configuration_names_the_rules_by_itself(trial: str, tmp_path: Path) -
     path.write_text(json.dumps(DOCUMENTED))
     result = fanin("judge", trial, "--config", str(path), "--rule", "FAN001")
     assert (result.exit_code, "leave --rule out" in result.stderr) == (2, True)
+
+
+def test_one_rule_is_asked_at_a_time(trial: str, tmp_path: Path) -> None:
+    path = tmp_path / "rule.json"
+    path.write_text(json.dumps([with_parameters(), with_parameters()]))
+    result = fanin("judge", trial, "--config", str(path))
+    assert (result.exit_code, "give one at a time" in result.stderr) == (2, True)
 
 
 def test_a_configuration_that_is_not_there(trial: str) -> None:

@@ -233,6 +233,12 @@ def test_inputs_labels_and_predictions(tmp_path: Path) -> None:
     assert [[value.tolist() for value in values] for values in found] == [[[1.0]], [[2.0]], [[3.0]]]
 
 
+def test_a_regex_of_a_trial_that_is_none_is_said(tmp_path: Path) -> None:
+    writer = TrialWriter(tmp_path).collections(collection("bad", ["(" * 10]))
+    with pytest.raises(InvalidCollectionConfiguration, match="bad"):
+        create_trial(writer.step(0, tensors(0)).end().folder).tensor_names(collection="bad")
+
+
 def test_a_damaged_record_is_said_by_file_and_byte(tmp_path: Path) -> None:
     trial = create_trial(written(tmp_path).end().folder)
     file = tmp_path / "events/000000000001/000000000001_worker_0.tfevents"

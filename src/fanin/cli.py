@@ -311,6 +311,8 @@ def _configured(path: str) -> list[Rule]:
     from fanin.config import load_configuration
 
     found = load_configuration(path)
+    if len(found) > 1:
+        raise click.UsageError(f"{path} configures this rule {len(found)} times; give one at a time.")
     for one in found:
         actions = ", ".join(action.name for action in one.actions)
         notes = [f"actions {actions}: not run by judge, whose exit code tells the verdict"] if actions else []

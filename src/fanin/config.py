@@ -14,7 +14,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,28 @@ def configurations(content: object, where: str = "the rule configuration") -> It
         RuleParameterError: A parameter has the wrong name, type or value.
     """
     entries = content if isinstance(content, list) and content else [content]
-    for rule, collections in (pair for entry in entries for pair in _entries(entry, where)):
-        yield _configuration(rule, _collections(collections, where), where)
+    pairs = [pair for entry in entries for pair in _entries(entry, where)]
+    ours = [(rule, collections) for rule, collections in pairs if len(pairs) == 1 or _is_ours(rule)]
+    if not ours:
+        raise _other_rule(where, [_invoked(rule) for rule, _ in pairs], {})
+    others = tuple(
+        f"rule {_invoked(rule)}: not in fanin, left out"
+        for rule, _ in pairs
+        if len(pairs) > 1 and not _is_ours(rule)
+    )
+    for rule, collections in ours:
+        found = _configuration(rule, _collections(collections, where), where)
+        yield replace(found, notes=(*others, *found.notes)) if others else found
+        others = ()
+
+
+def _invoked(rule: Mapping[str, Any]) -> object:
+    parameters = rule.get("RuleParameters")
+    return parameters.get("rule_to_invoke") if isinstance(parameters, dict) else None
+
+
+def _is_ours(rule: Mapping[str, Any]) -> bool:
+    return str(_invoked(rule)).casefold() == RULE.casefold()
 
 
 def _entries(content: object, where: str) -> Iterator[tuple[Mapping[str, Any], object]]:
@@ -124,9 +144,8 @@ def _configuration(
     parameters = entry.get("RuleParameters")
     if not isinstance(parameters, dict):
         raise _bad(where, f"rule configuration {name} has no RuleParameters", f"{parameters!r:.80}")
-    asked = parameters.get("rule_to_invoke")
-    if not isinstance(asked, str) or asked.casefold() != RULE.casefold():
-        raise _other_rule(where, asked, parameters)
+    if not _is_ours(entry):
+        raise _other_rule(where, _invoked(entry), parameters)
     known = set(inspect.signature(PoorWeightInitialization).parameters) - {"base_trial"}
     _require_known(parameters, known, where)
     settings = {key: value for key, value in parameters.items() if key in known}

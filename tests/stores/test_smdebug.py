@@ -283,6 +283,19 @@ def test_of_a_killed_job_what_is_complete_is_read(tmp_path: Path) -> None:
     assert not trial.complete
 
 
+def test_inputs_that_were_overwritten_in_place_are_said_to_be(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=1000)
+    tensors = {
+        "a.relu_input_0": np.maximum(values, 0),
+        "b.relu_input_0": values,
+        "c.relu_input_0": np.abs(values),
+    }
+    TrialWriter(tmp_path).collections().step(0, tensors)
+    assert load_trial(tmp_path).spec.notes == (
+        "Activations that work in place had overwritten a.relu_input_0 before they were saved.",
+    )
+
+
 def test_of_two_backward_passes_in_a_step_the_last_counts(tmp_path: Path) -> None:
     TrialWriter(tmp_path).collections().step(0, {"gradient/a.weight": [1.0, 2.0], "b_input_0": [1.0]})
     content = json.loads((tmp_path / INDEX).read_text())
@@ -565,6 +578,21 @@ def test_a_link_out_of_the_trial_is_never_followed(name: str, place: Path) -> No
     (place / name).symlink_to(outside)
     with pytest.raises(TrialFormatError, match="lies outside it"):
         load_trial(place)
+
+
+def test_a_pipe_is_not_read_from(place: Path) -> None:
+    (place / EVENTS).unlink()
+    os.mkfifo(place / EVENTS)
+    with pytest.raises(TrialFormatError) as caught:
+        load_trial(place)
+    assert caught.value.got == "something that is no file"
+
+
+def test_a_name_that_would_drive_the_terminal_is_shown_as_text(place: Path) -> None:
+    index_with(event_file_name="events/\x1b[31m")(place)
+    with pytest.raises(TrialFormatError) as caught:
+        load_trial(place)
+    assert str(caught.value).replace("\n", "").isprintable()
 
 
 def test_files_of_other_names_are_passed_over(place: Path) -> None:

@@ -157,7 +157,10 @@ class Trial:
 
     def _members(self, collection: str | Collection) -> set[str]:
         known = collection if isinstance(collection, Collection) else self.collection(collection)
-        return set(known.tensor_names) | set(_matching(self._tensors, known.include_regex))
+        try:
+            return set(known.tensor_names) | set(_matching(self._tensors, known.include_regex))
+        except (re.error, RecursionError, OverflowError) as error:
+            raise InvalidCollectionConfiguration(f"{known.name} ({error})") from error
 
     def has_tensor(self, tname: str) -> bool:
         """Whether a tensor of this name was saved by now."""

@@ -35,6 +35,7 @@ class Archive:
         saved: Step, counted over all modes -> worker -> what it saved.
         collections: What was to be saved; None until a worker has written it.
         workers: Names of the workers, sorted.
+        names_train: Whether any step is one of training by name, so that those without a mode are something else.
         ended: Whether the end of the job is marked.
         newest: When the newest file was written, in seconds since 1970; 0 where that is not known.
     """
@@ -44,6 +45,7 @@ class Archive:
         self.saved: dict[int, dict[str, Saved]] = {}
         self.collections: Collections | None = None
         self.workers: list[str] = []
+        self.names_train = False
         self.ended = False
         self.newest = 0.0
         self._seen: set[str] = set()
@@ -92,6 +94,7 @@ class Archive:
             step, worker = int(match[1]), worker_name(match[2])
             found = self._parsed(name, lambda text, s=step, w=worker: index.parse(text, s, w))
             self.saved.setdefault(step, {})[worker] = found
+            self.names_train |= found.mode == "TRAIN"
             self._know(worker)
             self._seen.add(name)
 

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os.path import realpath
+from os.path import exists, isfile, realpath
 from typing import Any
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
@@ -44,7 +44,7 @@ class Folder:
 
     def where(self, name: str) -> str:
         """A file's address, for messages."""
-        return f"{self.uri.rstrip('/')}/{name}"
+        return f"{self.uri.rstrip('/')}/{name if name.isprintable() else repr(name)}"
 
     def files(self, name: str) -> list[FileInfo]:
         """What is in a subdirectory, by name; nothing where there is none."""
@@ -128,6 +128,8 @@ class Folder:
             target, root = realpath(path), realpath(self.path)
             if not target.startswith(root.rstrip("/\\") + ("\\" if "\\" in root else "/")):
                 raise self._outside(target)
+            if exists(target) and not isfile(target):  # to read from a pipe could wait for ever
+                raise self.damaged(name, "something that is no file", "a file")
         return path
 
     def _outside(self, got: str) -> TrialFormatError:

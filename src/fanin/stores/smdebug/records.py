@@ -116,7 +116,7 @@ def _array(proto: memoryview) -> NDArray[Any]:
         elif number == 8:
             strings.append(as_text(value))
     if strings:
-        return _shaped(np.array(strings), shape)
+        return _shaped(np.array(strings, object), shape)  # of equal width they could take any memory
     if dtype not in DTYPES:
         raise ValueError(f"its dtype has the number {dtype}, which fanin does not know")
     kind = np.dtype(DTYPES[dtype])
