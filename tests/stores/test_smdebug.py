@@ -513,6 +513,16 @@ def flipped(name: str, at: int) -> Change:
         (index_with(start_idx=2**60), f"at byte {2**60}", "the file ends after"),
         (index_with(start_idx=True), INDEX, "start_idx is True"),
         (index_with(tensorname="x_input_0"), f"{EVENTS}, at byte 0", "it holds 'Net_fc1.weight'"),
+        (
+            index_with(mode_step=3),
+            f"{EVENTS}, at byte ",
+            "it is of step '0' in mode GLOBAL where the index has 3",
+        ),
+        (
+            index_with(mode="EVAL"),
+            f"{EVENTS}, at byte ",
+            "it is of step '0' in mode GLOBAL where the index has 0 in EVAL",
+        ),
         (index_with(mode="NONE"), INDEX, "mode is 'NONE'"),
         (index_with(mode_step=-1), INDEX, "mode_step is -1"),
         (index_with(event_file_name=7), INDEX, "event_file_name is 7"),

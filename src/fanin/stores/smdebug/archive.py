@@ -198,7 +198,7 @@ class Archive:
         try:
             if len(record) < location.length:
                 raise ValueError(f"the file ends after {file.size} bytes")
-            return records.tensor(record, name)
+            return records.tensor(record, name, location.step)
         except (ValueError, OverflowError) as error:
             raise self._damaged(location, name, error) from error
 

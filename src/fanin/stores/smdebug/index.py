@@ -30,11 +30,13 @@ class Location:
     Attributes:
         file: The event file, relative to the trial.
         start, length: Byte range of the whole record.
+        step: Mode, and step in that mode, that the record should be of.
     """
 
     file: str
     start: int
     length: int
+    step: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +117,12 @@ def _tensors(content: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, L
     if not rows:
         return {}
     file = typed(str, meta.get("event_file_name"), "event_file_name")
+    step = (meta["mode"], _number(meta, "mode_step"))
     found: dict[str, Location] = {}
     for row in rows:
         entry = typed(dict, row, "an entry of tensor_payload")
         name = typed(str, entry.get("tensorname"), "tensorname")
-        place = Location(file, _number(entry, "start_idx"), _number(entry, "length"))
+        place = Location(file, _number(entry, "start_idx"), _number(entry, "length"), step)
         if not HEADER + FOOTER <= place.length <= LARGEST:
             raise ValueError(f"the record of {name[:80]!r} has {place.length} bytes")
         found[name] = place

@@ -2,7 +2,7 @@
 
     record  = length (u64) | masked CRC-32C of those eight bytes (u32) | Event | footer (u32)      little-endian
     Event   : 2 step, 5 Summary;    Summary: 1 Value, repeated
-    Value   : 1 tag, the tensor's name;  2 simple_value;  8 TensorProto
+    Value   : 1 tag, the tensor's name;  2 simple_value;  8 TensorProto;  9 metadata {1 plugin {1 name, 2 content}}
     Tensor  : 1 dtype;  2 shape {2 dim {1 size}};  4 content, C order;  8 strings
 
 The footer of smdebug's files is one constant, and no sum of the payload: a value that was altered without altering
@@ -49,12 +49,18 @@ DTYPES: dict[int, str] = {
 }
 """TensorFlow's numbers of dtypes -> NumPy's names."""
 
+MODE_NUMBERS = {"1": "TRAIN", "2": "EVAL", "3": "PREDICT", "4": "GLOBAL"}
+"""Modes as a record's metadata has them."""
+
 LARGEST_RANK = 32
 """Axes of a tensor; NumPy before version 2 can do no more."""
 
 
-def tensor(record: bytes | memoryview, name: str) -> NDArray[Any]:
+def tensor(record: bytes | memoryview, name: str, step: tuple[str, int] | None = None) -> NDArray[Any]:
     """The tensor of this name in a record.
+
+    Args:
+        step: Its mode, and its step in that mode, which the record must then agree with where it says them.
 
     Raises:
         ValueError: The record is damaged, or holds another tensor.
@@ -64,6 +70,8 @@ def tensor(record: bytes | memoryview, name: str) -> NDArray[Any]:
         found = dict(fields(value))
         tags.append(as_text(found.get(1, memoryview(b""))))
         if tags[-1] == name:
+            if step is not None and 9 in found:
+                _require_step(as_bytes(found[9]), step)
             return _decoded(found)
     raise ValueError(f"it holds {', '.join(repr(tag[:80]) for tag in tags[:3]) or 'no tensor'}")
 
@@ -92,6 +100,19 @@ def _values(event: memoryview) -> Iterator[memoryview]:
     for number, summary in fields(event):
         if number == 5:
             yield from (as_bytes(value) for inner, value in fields(as_bytes(summary)) if inner == 1)
+
+
+def _require_step(metadata: memoryview, step: tuple[str, int]) -> None:
+    said: dict[str, str] = {}
+    for number, plugin in fields(metadata):
+        if number == 1:
+            entry = dict(fields(as_bytes(plugin)))
+            said[as_text(entry.get(1, memoryview(b"")))] = as_text(entry.get(2, memoryview(b"")))
+    mode, counted = MODE_NUMBERS.get(said.get("mode", ""), step[0]), said.get("mode_step", str(step[1]))
+    if (mode, counted) != (step[0], str(step[1])):
+        raise ValueError(
+            f"it is of step {counted[:20]!r} in mode {mode} where the index has {step[1]} in {step[0]}"
+        )
 
 
 def _decoded(value: dict[int, int | memoryview]) -> NDArray[Any]:

@@ -20,9 +20,10 @@ def of_tensor(values: NDArray[Any], *, histogram: bool = False) -> TensorSummary
     if values.dtype.kind not in "fiub":
         return None
     flat = values.reshape(-1)
-    whole = summarize(flat[:PIECE], histogram=histogram)
-    for start in range(PIECE, flat.size, PIECE):
-        whole = whole.merge(summarize(flat[start : start + PIECE], histogram=histogram))
+    with np.errstate(invalid="ignore"):  # of signalling NaN, which only damage makes
+        whole = summarize(flat[:PIECE], histogram=histogram)
+        for start in range(PIECE, flat.size, PIECE):
+            whole = whole.merge(summarize(flat[start : start + PIECE], histogram=histogram))
     return whole
 
 
@@ -73,5 +74,6 @@ def _variance(found: Mapping[tuple[str, bool], float], count: int, unbiased: boo
 
 def loss_of(values: NDArray[Any]) -> float:
     """The loss that a tensor holds: its mean, where each example has one of its own."""
-    numbers = values.astype(np.float64) if values.dtype.kind in "fiub" else np.array([])
-    return float(numbers.mean()) if numbers.size else nan
+    with np.errstate(all="ignore"):
+        numbers = values.astype(np.float64) if values.dtype.kind in "fiub" else np.array([])
+        return float(numbers.mean()) if numbers.size else nan
