@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fanin
 from fanin.adapters.torch import drafting, tracing
+from fanin.adapters.torch.sight import Sight
 from fanin.adapters.torch.watching import FORWARD_UNSEEN, TorchWatching
 from fanin.capture import Watch, watch
 from fanin.errors import StoreError, TrialExistsError, UsageError
@@ -1102,7 +1103,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "a step ends": (TorchWatching, "_is_over"),
     "an optimizer steps": (TorchWatching, "_stepped"),
     "a gradient arrives": (TorchWatching, "_has_gradient"),
-    "an output's gradient arrives": (TorchWatching, "_has_output_gradient"),
+    "an output's gradient arrives": (Sight, "_has_output_gradient"),
     "the writer": (Watch, "_keep"),
 }
 

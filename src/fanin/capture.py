@@ -7,22 +7,33 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
+from queue import Empty, Queue
+from threading import Thread
 from types import TracebackType
 from typing import Any
+from weakref import finalize, ref
 
 from fanin.adapters import adapter_for
 from fanin.adapters.base import OnError, WatchPlan
-from fanin.errors import StoreError, UsageError
+from fanin.errors import StoreError, TrialExistsError, TrialFormatError, UsageError
 from fanin.judgement import load_rules, needs
 from fanin.rule import Rule
 from fanin.stores import open_store
+from fanin.stores.base import Store, Writer
 from fanin.stores.memory import MemoryStore
 from fanin.trial import ModelSpec, Step, Trial
 
 log = logging.getLogger("fanin")
+
+BEGIN_S = 10.0
+"""How long a watch waits for the place of its trial; a local disk takes 5 ms, an object store less than a second."""
+
+LAST_S = 0.5
+"""How long training waits, once, for its trial to be complete on the disk. A local disk takes 10 ms."""
 
 DEFAULT_STEPS = 10
 """The documented rule's `steps`: "typically only the first few iterations"."""
@@ -48,7 +59,8 @@ def watch(
         trial: Directory for the trial, which must not hold one yet; None keeps it in memory.
         steps: Training steps 0 to steps - 1 are captured.
         rules: What will judge the trial, so that no more is captured than they need; None for all.
-        on_error: What to do about a fault of fanin itself: report it once and go on without capture, or raise.
+        on_error: What to do about a fault of fanin itself, or a place that cannot be written: report it once and go
+            on without capture, or with the trial in memory; or raise.
 
     Raises:
         UsageError: The model is of no known framework, or steps is not a positive number.
@@ -85,15 +97,18 @@ class Watch:
     ) -> None:
         adapter = adapter_for(model)
         worker = int(os.environ.get("RANK", "0"))
-        self._store = MemoryStore() if trial is None else open_store(trial)
-        self._writer = self._store.begin(worker, about(adapter.describe(model).framework) | notes)
+        known = about(adapter.describe(model).framework) | notes
+        self._store, self._writer = _begun(trial, worker, known, on_error)
         self._described: ModelSpec | None = None
         self._steps = steps
         self._on_error = on_error
-        self._closed = self._written = False
+        self._closed = False
         self._process = os.getpid()
         self.watching = adapter.watch(model, WatchPlan(needs(rules), steps, self._keep, on_error, worker))
-        atexit.register(self.close)
+        # Weakly, or the end of the process would be the first moment at which the model's memory can be freed.
+        self._at_exit = partial(_close, ref(self))
+        atexit.register(self._at_exit)
+        finalize(self, _forget, self._at_exit, self._writer, self._process).atexit = False
 
     def __enter__(self) -> Watch:
         return self
@@ -128,10 +143,16 @@ class Watch:
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         self.watching.detach()
-        if os.getpid() == self._process:
-            self._complete()
+        if os.getpid() != self._process:
+            return
+        try:
+            self._writer.close()
+        except StoreError as fault:
+            if self._on_error == "raise":
+                raise
+            log.warning("fanin could not write the whole trial; training is not affected\n%s", fault)
 
     def _keep(self, step: Step, spec: ModelSpec) -> None:
         if spec != self._described:
@@ -139,19 +160,67 @@ class Watch:
             self._described = spec
         self._writer.append(step)
         if step.index == self._steps - 1:
-            self._complete()  # now, rather than when the training ends, which may be days later or by a signal
+            # Now, rather than when the training ends, which may be days later or by a signal.
+            self._writer.end(LAST_S)
 
-    def _complete(self) -> None:
-        """Mark the trial complete, once."""
-        if self._written:
-            return
-        self._written = True
+
+def _close(watched: ref[Watch]) -> None:
+    if (watch := watched()) is not None:
+        watch.close()
+
+
+def _forget(at_exit: Callable[[], None], writer: Writer, process: int) -> None:
+    """The model is gone, and its watch with it."""
+    atexit.unregister(at_exit)
+    if os.getpid() == process:
+        writer.end()
+
+
+def _begun(
+    trial: str | os.PathLike[str] | None, worker: int, about: dict[str, str], on_error: OnError
+) -> tuple[Store, Writer]:
+    """The store and a hand on it; in memory where the place cannot be written, since training must begin."""
+    if trial is not None:
+        store = open_store(trial)
         try:
-            self._writer.close()
+            return store, within(BEGIN_S, lambda: store.begin(worker, about))
+        except (TrialExistsError, TrialFormatError):
+            raise  # a mistake in the address, which the next run would repeat
         except StoreError as fault:
-            if self._on_error == "raise":
+            if on_error == "raise":
                 raise
-            log.warning("fanin could not write the whole trial; training is not affected\n%s", fault)
+            log.warning("fanin keeps the trial in memory, and training goes on\n%s", fault)
+    memory = MemoryStore()
+    return memory, memory.begin(worker, about)
+
+
+def within(seconds: float, begin: Callable[[], Writer]) -> Writer:
+    """What `begin` returns or raises, unless it takes too long.
+
+    Raises:
+        StoreError: It does.
+    """
+    done: Queue[Writer | BaseException] = Queue()
+
+    def run() -> None:
+        try:
+            done.put(begin())
+        except BaseException as error:  # noqa: BLE001  # raised below, in the thread that asked
+            done.put(error)
+
+    Thread(target=run, name="fanin-begin", daemon=True).start()
+    try:
+        found = done.get(timeout=seconds)
+    except Empty:
+        raise StoreError(
+            "the place of the trial does not answer",
+            got=f"nothing for {seconds:g} s",
+            expected="a directory that can be written",
+            next_step="check the disk or the network that it lies on",
+        ) from None
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def _brief(optimizer: Any) -> str:

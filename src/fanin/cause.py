@@ -63,6 +63,14 @@ class Cause(Enum):
         "initialize the parameter; look at how it is allocated or loaded",
         True,
     )
+    RANKS_DISAGREE = (
+        "ranks_disagree",
+        "ranks that must start alike and do not",
+        "weights that were drawn after the model was wrapped, with a seed for each rank, or a checkpoint that only one "
+        "rank has loaded",
+        "initialize before the model is wrapped, or with the same seed on every rank",
+        True,
+    )
     ZERO_PATH = (
         "zero_path",
         "zeros that no gradient can leave",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -47,14 +47,22 @@ def needs(rules: Iterable[Rule]) -> frozenset[Need]:
 
 def run(rules: Iterable[Rule], trial: Trial) -> tuple[Result, ...]:
     """What each rule says of a trial; the same finding by several workers counts once."""
-    return tuple(_judge(rule, trial) for rule in rules)
+    whole = trial.joined()
+    views = {worker: whole.of_worker(worker) for worker in trial.workers or (0,)}
+    return tuple(_judge_together(r, trial) if r.across_workers else _judge(r, views) for r in rules)
 
 
-def _judge(rule: Rule, trial: Trial) -> Result:
+def _judge_together(rule: Rule, trial: Trial) -> Result:
+    said = tuple(rule.check(trial))
+    findings = tuple(s for s in said if isinstance(s, Finding))
+    return Result(rule, findings, tuple(s for s in said if isinstance(s, Missing)))
+
+
+def _judge(rule: Rule, views: Mapping[int, Trial]) -> Result:
     findings: dict[tuple[str, str, str, int], Finding] = {}
     missing: dict[Missing, None] = {}
-    for worker in trial.workers or (0,):
-        for said in rule.check(trial.of_worker(worker)):
+    for worker, view in views.items():
+        for said in rule.check(view):
             if isinstance(said, Missing):
                 missing[said] = None
                 continue

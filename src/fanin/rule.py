@@ -68,6 +68,8 @@ class Rule(ABC):
     code: ClassVar[str]
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]]
+    across_workers: ClassVar[bool] = False
+    """Whether it compares ranks, and so is given the trial of all of them."""
 
     def require_applicable(self, trial: Trial) -> None:  # noqa: B027  # most rules apply to every trial
         """Refuse a trial to which this rule's parameters cannot apply.
@@ -78,7 +80,7 @@ class Rule(ABC):
 
     @abstractmethod
     def check(self, trial: Trial) -> Iterator[Finding | Missing]:
-        """Findings in forward order, and what is missing. `trial` holds one worker's view.
+        """Findings in forward order, and what is missing. `trial` holds one worker's view, unless `across_workers`.
 
         A rule that has what it needs and finds nothing yields nothing: healthy, as far as it can see.
         """

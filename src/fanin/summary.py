@@ -18,7 +18,7 @@ Jensen's inequality it holds for parts of different distributions too); four suc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -109,6 +109,16 @@ class Histogram:
         np.add.at(counts, where, np.concatenate([self.counts, other.counts]))
         return Histogram(bins, counts, self.rank_variance + other.rank_variance)
 
+    def scaled(self, factor: float) -> Histogram:
+        """The histogram of the values times a positive factor: exact for a power of two, within a bin for others."""
+        magnitude = np.where(self.bins < 0, -1 - self.bins, self.bins)
+        near, far = ((magnitude + i << BIN_SHIFT).astype(np.uint32).view(np.float32) for i in (0, 1))
+        middle = (near.astype(np.float64) + far) / 2 * factor
+        within = np.minimum(middle, np.finfo(np.float32).max).astype(np.float32)
+        moved = np.where(magnitude == 0, 0, within.view(np.uint32) >> BIN_SHIFT).astype(np.int64)
+        empty = Histogram(self.bins[:0], self.counts[:0], self.rank_variance)
+        return Histogram(np.where(self.bins < 0, -1 - moved, moved), self.counts).merge(empty)
+
     def ranks(self, p: float) -> tuple[float, float]:
         """The order statistics, from 0, between which the p-quantile lies."""
         last = float(self.counts.sum()) - 1
@@ -156,6 +166,11 @@ class UnitSummary:
             np.maximum(self.maximum, other.maximum),
             self.projection + other.projection,
         )
+
+    def scaled(self, factor: float) -> UnitSummary:
+        """The summary of the values times a positive factor."""
+        fields = (self.mean, self.m2 * factor, self.minimum, self.maximum, self.projection)
+        return UnitSummary(self.count, *(field * factor for field in fields))
 
     @property
     def variance(self) -> Floats:
@@ -228,6 +243,19 @@ class TensorSummary:
             maximum=max(self.maximum, other.maximum),
             histogram=self.histogram.merge(other.histogram) if self.histogram and other.histogram else None,
             units=self.units.merge(other.units) if self.units and other.units else None,
+        )
+
+    def scaled(self, factor: float) -> TensorSummary:
+        """The summary of the values times a positive factor; quantiles then are exact to a bin, and for a power of two
+        as they were."""
+        return replace(
+            self,
+            mean=self.mean * factor,
+            m2=self.m2 * factor**2,
+            minimum=self.minimum * factor,
+            maximum=self.maximum * factor,
+            histogram=self.histogram.scaled(factor) if self.histogram else None,
+            units=self.units.scaled(factor) if self.units else None,
         )
 
     def _require_alike(self, other: TensorSummary) -> None:

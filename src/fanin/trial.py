@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from math import nan
+from functools import reduce
+from math import nan, prod
 from pathlib import PurePath
 
 from fanin.race import Race
@@ -217,6 +218,9 @@ class Observation:
         worker: The rank that saw it.
         halves: Statistics of its first and second half by examples, of which `summary` is the merger; empty where it
             was not taken by halves. A check knows them of step 0; no store keeps them.
+        offset: Of a tensor that all ranks share, the index of the first value that this one holds, of which `summary`
+            is; `shape` is that of the whole. What has the same offset is meant to be the same. None where the tensor
+            is the rank's own.
     """
 
     layer: str
@@ -227,6 +231,7 @@ class Observation:
     dtype: str = ""
     worker: int = 0
     halves: tuple[TensorSummary, ...] = ()
+    offset: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,8 +345,12 @@ class Trial:
         return replace(self, steps=tuple(_half_of(step, which) for step in self.steps))
 
     def of_worker(self, worker: int) -> Trial:
-        """What one rank saw."""
-        return replace(self, steps=tuple(_steps_of(self.steps, worker)))
+        """What one rank saw; of tensors that are spread over ranks the whole."""
+        return replace(self, steps=tuple(_steps_of(self.joined().steps, worker)))
+
+    def joined(self) -> Trial:
+        """The trial with whole tensors in place of the blocks that single ranks hold."""
+        return replace(self, steps=tuple(map(_joined, self.steps)))
 
 
 def _half_of(step: Step, which: int) -> Step:
@@ -349,6 +358,29 @@ def _half_of(step: Step, which: int) -> Step:
         return step
     seen = (replace(o, summary=o.halves[which], halves=()) if o.halves else o for o in step.observations)
     return replace(step, observations=tuple(seen))
+
+
+def _joined(step: Step) -> Step:
+    blocks: dict[tuple[Role, str], dict[tuple[int, ...], Observation]] = {}
+    for seen in step.observations:
+        if seen.offset is not None:
+            blocks.setdefault((seen.role, seen.tensor), {}).setdefault(seen.offset, seen)
+    wholes = {key: _whole(list(found.values())) for key, found in blocks.items()}
+    joined: list[Observation] = []
+    for seen in step.observations:
+        key = seen.role, seen.tensor
+        whole = wholes[key] if seen.offset is not None else seen.summary
+        if whole is not None:  # of replicas each is a whole, and may differ from the others
+            own = seen.offset is None or len(blocks[key]) == 1
+            joined.append(replace(seen, summary=seen.summary if own else whole, offset=None))
+    return replace(step, observations=tuple(joined)) if blocks else step
+
+
+def _whole(blocks: list[Observation]) -> TensorSummary | None:
+    """The summary of the tensor that the blocks make up; None where one is missing (a rank that died), since a part
+    would be judged as if it were all."""
+    merged = reduce(TensorSummary.merge, (block.summary for block in blocks))
+    return merged if merged.count + merged.non_finite == prod(blocks[0].shape) else None
 
 
 def _steps_of(steps: tuple[Step, ...], worker: int) -> Iterator[Step]:

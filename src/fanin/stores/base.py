@@ -20,8 +20,13 @@ class Writer(ABC):
         """Add a step."""
 
     @abstractmethod
+    def end(self, wait_s: float = 0.0) -> None:
+        """State that nothing more comes: once everything is written, this worker's part is complete. Returns then, and
+        after `wait_s` at the latest; reports nothing; idempotent."""
+
+    @abstractmethod
     def flush(self) -> None:
-        """Wait until everything appended is readable by others.
+        """Wait until everything appended is readable by others, as long as the medium answers.
 
         Raises:
             StoreError: Something could not be written; what was written before stays readable.
@@ -29,7 +34,7 @@ class Writer(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Flush and mark this worker's part complete; idempotent.
+        """End and flush; idempotent.
 
         Raises:
             StoreError: As flush.

@@ -75,12 +75,15 @@ class _MemoryWriter(Writer):
             self._require_open()
             self._steps.append(step)
 
+    def end(self, wait_s: float = 0.0) -> None:
+        with self._lock:
+            self._record = replace(self._record, ended=True)
+
     def flush(self) -> None:
         """Nothing to wait for: what is appended is readable."""
 
     def close(self) -> None:
-        with self._lock:
-            self._record = replace(self._record, ended=True)
+        self.end()
 
     def _require_open(self) -> None:
         if self._record.ended:

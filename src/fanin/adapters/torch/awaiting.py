@@ -16,13 +16,11 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from fanin.adapters.torch.describe import WRAPPERS
 from fanin.adapters.torch.sources import Recorder
 from fanin.adapters.torch.watching import TorchWatching
 
 log = logging.getLogger("fanin")
-
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-"""Modules that only distribute another: that one is the model, by its own names."""
 
 
 class Awaited:
@@ -39,15 +37,18 @@ class Awaited:
         """A module is called. Of a model's modules the outermost is called first, so the first to train is it."""
         if torch.compiler.is_compiling():
             return
-        elsewhere = os.getpid() != self._process or threading.get_ident() != self._thread
-        if elsewhere or isinstance(module, WRAPPERS) or not _trains(module):
-            return
-        self._handle.remove()
-        self._recorder.stop()
         try:
+            if self._is_elsewhere() or isinstance(module, WRAPPERS) or not _trains(module):
+                return
+            self._handle.remove()
+            self._recorder.stop()
             self._start(module).joins(module, args)
         except Exception as fault:  # noqa: BLE001  # the script must not suffer from us
+            self._handle.remove()
             log.warning("fanin cannot watch %s: %s", type(module).__name__, fault)
+
+    def _is_elsewhere(self) -> bool:
+        return os.getpid() != self._process or threading.get_ident() != self._thread
 
 
 def _trains(module: nn.Module) -> bool:

@@ -13,6 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fanin.adapters.torch.audience import Audience
+from fanin.adapters.torch.scaling import leave_losses_unmarked, mark_scaled_losses
+
 
 class Listener(Protocol):
     """Who is told of backward passes; they may nest (activation checkpointing)."""
@@ -24,34 +27,34 @@ class Listener(Protocol):
         """It has returned, or raised."""
 
 
-_listeners: list[Listener] = []
 _ours: Callable[..., Any] | None = None
 _theirs: Callable[..., Any] | None = None
 
 
-def listen(listener: Listener) -> None:
-    """Tell this listener of every backward pass."""
+def _come() -> None:
     global _ours, _theirs
-    if not _listeners:
-        _theirs = torch.autograd.backward
-        _ours = torch.autograd.backward = _announced(_theirs)
-    _listeners.append(listener)
+    _theirs = torch.autograd.backward
+    _ours = torch.autograd.backward = _announced(_theirs)
+    mark_scaled_losses()
 
 
-def unlisten(listener: Listener) -> None:
-    """Stop telling it; with the last one the function that was there before comes back, unless somebody else has
-    replaced ours since: then ours stays beneath theirs and tells nobody."""
-    if listener in _listeners:
-        _listeners.remove(listener)
-    if not _listeners and torch.autograd.backward is _ours and _theirs is not None:
+def _go() -> None:
+    """The function that was there before comes back, unless somebody else has replaced ours since: then ours stays
+    beneath theirs and tells nobody."""
+    leave_losses_unmarked()
+    if torch.autograd.backward is _ours and _theirs is not None:
         torch.autograd.backward = _theirs
+
+
+audience: Audience[Listener] = Audience(_come, _go)
+"""Who is told."""
 
 
 def _announced(theirs: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(theirs)
     def backward(tensors: Tensor | Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
         roots = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
-        told = tuple(_listeners)
+        told = tuple(audience)
         for listener in told:
             listener.backward_begins(roots[0] if roots and isinstance(roots[0], Tensor) else None)
         try:

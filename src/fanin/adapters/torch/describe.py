@@ -45,6 +45,16 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return model if inner is None else inner
 
 
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+"""Modules that only distribute another: that one is the model, by its own names."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model within what compiles or distributes it; any other as it is."""
+    inner = model.module if isinstance(model, WRAPPERS) else uncompiled(model)
+    return model if inner is model else unwrapped(inner)
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a module in it runs compiled."""
     return any(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fanin.adapters.torch.attention import attention_entropy
+from fanin.adapters.torch.attention import SOFTMAXES, attention_entropy
 from fanin.adapters.torch.bare import BareWeights, Met
 from fanin.adapters.torch.describe import (
     is_computing,
@@ -36,6 +36,7 @@ from fanin.adapters.torch.functions import (
     activation_of,
 )
 from fanin.adapters.torch.modes import take_away
+from fanin.adapters.torch.sharding import is_gathered
 from fanin.trial import NETWORK_INPUT, ActivationSpec, Kind, LayerSpec, ModelSpec, Role
 
 
@@ -223,10 +224,10 @@ class Tracer:
 
     def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is about to run."""
-        if func in ATTENTIONS:
+        value = args[0] if args else kwargs.get("input")
+        if func in ATTENTIONS and not (func in SOFTMAXES and self._is_router(value)):
             self._attends(func, args, kwargs)
         name = activation_of(func, kwargs)
-        value = args[0] if args else kwargs.get("input")
         if name is None or not isinstance(value, Tensor):
             return
         tensor, path = self._activation_name(name)
@@ -242,6 +243,12 @@ class Tracer:
         entropy = partial(attention_entropy, func, args, kwargs)
         self._listener.attention_runs(path, self._names[f"{path}_attention"], entropy)
         self._names[f"{path}_attention"] += 1
+
+    def _is_router(self, logits: Any) -> bool:
+        """Whether a softmax chooses among a layer's own units, as mixtures of experts do, and not among positions."""
+        layers = self._of(logits).layers if isinstance(logits, Tensor) else ()
+        module = self._layers.get(next(iter(layers))) if len(layers) == 1 else None
+        return isinstance(module, nn.Linear) and module.out_features == logits.shape[-1]
 
     def _unit_axis(self, source: Provenance, value: Tensor) -> int | None:
         """The axis that counts units: that of the layers which it comes from, as long as they agree."""
@@ -367,7 +374,7 @@ class Tracer:
             (path, p.name): KnownParameter(
                 path,
                 p.name,
-                self._layers[path].get_parameter(p.name),
+                self._current(path, p.name),
                 p.role,
                 self._bare.known(path, p).unit_axis,
                 self._bare.layer_of(path, p.name),
@@ -377,6 +384,21 @@ class Tracer:
             for p in spec.parameters
             if p.tied_to is None
         }
+
+    def _current(self, path: str, name: str) -> nn.Parameter:
+        """The parameter itself: a sharded one makes room for its gathered copy while a pass runs (`fully_shard`)."""
+        found = self._layers[path].get_parameter(name)
+        known = self._parameters.get((path, name))
+        return known.tensor if known is not None and is_gathered(known.tensor, found) else found
+
+    def replacements(self) -> list[Tensor]:
+        """What stands in the place of known parameters: others, when the model has been sharded, cast or materialized
+        since; plain tensors, while a function of its parameters runs (`torch.func.functional_call`)."""
+        now = (
+            (known.tensor, self._layers[path]._parameters.get(name))
+            for (path, name), known in self._parameters.items()
+        )
+        return [o for known, o in now if o is not known and o is not None and not is_gathered(known, o)]
 
     def parameters(self) -> tuple[KnownParameter, ...]:
         """The model's parameters, each once."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fanin.adapters.torch.sharding import local
+
 
 class Snapshot:
     """Parameters at one moment, as little of them as tells an update from none.
@@ -33,13 +35,13 @@ class Snapshot:
 
 def _corner(parameter: Tensor) -> Tensor:
     """The last value: of an embedding the first row is often padding."""
-    plain = parameter.detach()
+    plain = local(parameter).detach()
     return (plain[(-1,) * plain.ndim] if plain.numel() else plain).clone()
 
 
 def gradients_are_fresh(parameters: Sequence[Tensor]) -> bool:
     """Whether all gradients have been reset. The smallest comes first and mostly decides, so that it costs nothing."""
-    held = [p.grad for p in parameters if p.grad is not None]
+    held = [local(p.grad) for p in parameters if p.grad is not None]
     return not any(bool(_values(gradient).count_nonzero()) for gradient in sorted(held, key=Tensor.numel))
 
 

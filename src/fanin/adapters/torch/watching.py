@@ -2,7 +2,10 @@
 
 A step begins with a forward pass in train mode and ends with the optimizer's step, or, where no optimizer is seen,
 when the next forward pass begins on fresh gradients. Until then further passes belong to the same step (gradient
-accumulation). Passes in eval mode or without gradients are left alone.
+accumulation). Passes in eval mode or without gradients are left alone, and so is all but the first evaluation of a
+closure within one step of its optimizer (LBFGS).
+
+Gradients are those that arrive: before anybody clips them or averages them over ranks, and without the loss scale.
 
 What is compiled cannot be watched while it runs: there a step begins with the first gradient that arrives, and only
 parameters, gradients and loss are seen.
@@ -19,18 +22,24 @@ from dataclasses import replace
 from math import nan
 from types import FrameType
 from typing import Any
+from weakref import WeakMethod, ref
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import Optimizer
 
 from fanin.adapters.base import WatchPlan
-from fanin.adapters.torch import backward
-from fanin.adapters.torch.describe import framework, is_compiled, output_axis, tensors_in, uncompiled
+from fanin.adapters.torch import backward, optimizing
+from fanin.adapters.torch.describe import framework, is_compiled, unwrapped
 from fanin.adapters.torch.drafting import Draft, Needed
+from fanin.adapters.torch.frames import calling_frame, is_running
 from fanin.adapters.torch.hooks import Handles, Hook
+from fanin.adapters.torch.scaling import scale_of, unscaled
+from fanin.adapters.torch.sharding import is_replicated, local, require_sharded_before
+from fanin.adapters.torch.sight import Sight
 from fanin.adapters.torch.tracing import Tracer
 from fanin.adapters.torch.updates import Snapshot, gradients_are_fresh
+from fanin.errors import FaninError
 from fanin.trial import ModelSpec, Role
 
 log = logging.getLogger("fanin")
@@ -51,21 +60,21 @@ class TorchWatching:
     """Hangs on a model from construction until `detach`, or until the last planned step is over.
 
     Attributes:
-        model: What is watched: of a compiled model the one within.
+        model: What is watched: of a compiled or distributed model the one within.
         fault: Of our own, that ended the watch.
         detached: Whether all hooks are gone.
     """
 
     def __init__(self, model: nn.Module, plan: WatchPlan, *, runs_eagerly: bool = False) -> None:
-        self.model = uncompiled(model)
+        self.model = unwrapped(model)
         self.plan = plan
         self.detached = False
         self.fault: Exception | None = None
         self._needed = Needed(plan.needs)
-        self._tracer = Tracer(self.model, self)
-        self._trainable: list[nn.Parameter] = []
         self._handles = Handles()
-        self._draft: Draft | None = None
+        self._sight = Sight(self._needed, self._handles, self._backward_hook)
+        self._tracer = Tracer(self.model, self._sight)
+        self._trainable: list[nn.Parameter] = []
         self._done = 0
         self._passes = 0
         self._known: ModelSpec | None = None
@@ -73,9 +82,11 @@ class TorchWatching:
         self._optimizer_seen = False
         self._runs_eagerly = runs_eagerly
         self._compiled = is_compiled(model) and not runs_eagerly
+        self._said = False
         self._called = False
         self._depth = 0
         self._pass: FrameType | None = None
+        self._optimizing: FrameType | None = None
         self._grad_enabled = True
         self._outer_error: BaseException | None = None
         self._roots: list[Tensor | None] = []
@@ -100,11 +111,21 @@ class TorchWatching:
     # -- hanging on and off
 
     def _attach(self) -> None:
-        if not self._compiled:
+        if self._compiled:
+            self._say_compiled()
+        else:
             self._attach_to_modules()
         self._attach_to_parameters()
-        self._handles.add(register_optimizer_step_post_hook(self._hook(self._stepped)))
-        backward.listen(self)
+        optimizing.audience.add(self)
+        backward.audience.add(self)
+
+    def _say_compiled(self) -> None:
+        if not self._said:
+            self._said = True
+            what = (
+                "fanin watches parameters, gradients and loss of %s, which is compiled; not its forward pass"
+            )
+            log.warning(what, type(self.model).__name__)
 
     def _attach_to_modules(self) -> None:
         hang = self._handles.add
@@ -135,8 +156,9 @@ class TorchWatching:
             self.detached = True
             self._tracer.end(None)
             self._handles.remove()
-            backward.unlisten(self)
-            self._draft = self._pass = None
+            optimizing.audience.remove(self)
+            backward.audience.remove(self)
+            self._sight.draft = self._pass = self._optimizing = self._sight.scale = None
             self._roots.clear()
 
     def _hook(self, call: Callable[..., None], *bound: Any) -> Hook:
@@ -149,8 +171,21 @@ class TorchWatching:
         return Hook(run)
 
     def _backward_hook(self, call: Callable[..., None], *bound: Any) -> Hook:
-        """For a backward pass, which accelerators run in threads of their own."""
-        return Hook(lambda *args: self._guarded(call, *bound, *args))
+        """For a backward pass, which accelerators run in threads of their own.
+
+        Python cannot see what a tensor's hook refers to, and would never free a model that lies in a circle with it.
+        So it holds us weakly, and the modules' hooks keep us; of a compiled model these are the only ones.
+        """
+        if self._compiled:
+            return Hook(lambda *args: self._guarded(call, *bound, *args))
+        ours, theirs = ref(self), WeakMethod(call)
+
+        def run(*args: Any) -> None:
+            watching, method = ours(), theirs()
+            if watching is not None and method is not None:
+                watching._guarded(method, *bound, *args)
+
+        return Hook(run)
 
     def _guarded(self, call: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Run our code inside the user's training, never raising; a forked child is not our training.
@@ -175,11 +210,14 @@ class TorchWatching:
         self._let_go()
         if self.plan.on_error == "raise":
             raise fault
+        known = isinstance(fault, FaninError)
         log.warning(
-            "fanin stopped watching %s at step %d because of a fault of its own; training goes on",
+            "fanin stopped watching %s at step %d %s; training goes on%s",
             type(self.model).__name__,
             self._done,
-            exc_info=fault,
+            "where it cannot watch" if known else "because of a fault of its own",
+            f"\n{fault}" if known else "",
+            exc_info=None if known else fault,
         )
 
     def joins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -193,19 +231,44 @@ class TorchWatching:
 
     def _begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._called = True
-        if self._pass is not None and not _is_running(self._pass):
+        if self._pass is not None and not is_running(self._pass):
             self._abandon()
         self._depth += 1
         if self._depth > 1:
             return
-        self._pass = _calling_frame()
-        if module.training and self._grad_enabled and not self._is_recomputed():
+        self._pass = calling_frame()
+        if module.training and self._grad_enabled and not (self._is_recomputed() or self._is_evaluated()):
+            others = self._tracer.replacements()
+            if not all(isinstance(other, nn.Parameter) for other in others):
+                return
+            if others and not self._done:
+                self._adopt()
             self._begin_step()
             self._follow(args, kwargs)
 
+    def _adopt(self) -> None:
+        """Take parameters for the model's that have replaced the known ones since the watch began."""
+        require_sharded_before(self.model)
+        self._tracer.refresh()
+        self._attach_to_parameters()
+
+    def _is_evaluated(self) -> bool:
+        """Whether this pass tries other parameters within one step of the optimizer, as LBFGS does: the first
+        evaluation is the step, which sees no more from then on."""
+        draft = self._sight.draft
+        if self._optimizing is None or draft is None or draft.stepped:
+            return False
+        if not is_running(self._optimizing):
+            self._optimizing = None
+            return False
+        draft.closed = draft.closed or self._is_over(draft)
+        return draft.closed
+
     def _begin_step(self) -> None:
         self._end_step()
-        self._passes = 0 if self._draft is None or self._draft.differentiated else self._passes + 1
+        self._passes = (
+            0 if self._sight.draft is None or self._sight.draft.differentiated else self._passes + 1
+        )
         if self._passes >= PATIENCE:
             log.warning(
                 "fanin saw %d forward passes of %s in train mode and no gradient; it stops watching",
@@ -213,16 +276,19 @@ class TorchWatching:
                 type(self.model).__name__,
             )
             self._let_go()
-        if self.detached or (self._draft is not None and self._draft.differentiated):
+        if self.detached or (self._sight.draft is not None and self._sight.draft.differentiated):
             return
         before = Snapshot(self._trainable, corners=not self._optimizer_seen)
-        self._draft = Draft(self._done, self.plan.worker, self._needed, before, self.plan.examples)
-        self._observe_parameters(self._draft)
+        self._sight.draft = Draft(self._done, self.plan.worker, self._needed, before, self.plan.examples)
+        self._sight.draft.replicated = is_replicated(self.model)
+        self._sight.parameters(self._tracer.parameters())
 
     def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Trace the pass that begins; not where it meets compiled modules, into which no tracing may reach."""
         self._compiled = self._compiled or (is_compiled(self.model) and not self._runs_eagerly)
-        if not self.detached and not self._compiled:
+        if self._compiled:
+            self._say_compiled()
+        elif not self.detached:
             self._outer_error = sys.exception()
             self._tracer.begin(args, kwargs)
 
@@ -234,7 +300,7 @@ class TorchWatching:
 
     def _is_recomputed(self) -> bool:
         """Whether this pass repeats one that was seen: activation checkpointing, in the midst of its backward."""
-        return bool(self._roots) and self._draft is not None and not self._draft.stepped
+        return bool(self._roots) and self._sight.draft is not None and not self._sight.draft.stepped
 
     def _enters(self, path: str, module: nn.Module, args: Any) -> None:
         if self._tracer.awake:
@@ -253,19 +319,19 @@ class TorchWatching:
         if self._tracer.awake:
             self._tracer.end(output)
             self._take_spec()
-        if self._draft is not None:
-            self._draft.forward_ended()
+        if self._sight.draft is not None:
+            self._sight.draft.forward_ended()
 
     def _take_spec(self) -> None:
-        if self._draft is None or self._draft.spec is not None:
+        if self._sight.draft is None or self._sight.draft.spec is not None:
             return
         ran = tuple(self._tracer.current.ran)
         if self._known is None or ran != self._ran:  # the first pass, or one that took another way
             self._tracer.refresh()
             self._known, self._ran = self.spec, ran
             self._attach_to_parameters()
-            self._observe_parameters(self._draft)  # again for those of lazy modules
-        self._draft.spec = self._known
+            self._sight.parameters(self._tracer.parameters())  # again for those of lazy modules
+        self._sight.draft.spec = self._known
 
     def _is_over(self, draft: Draft) -> bool:
         """Whether what begins now belongs to a new step: the parameters have been updated since, or the gradients
@@ -274,18 +340,36 @@ class TorchWatching:
             return False
         return draft.stepped or draft.before.is_outdated() or gradients_are_fresh(self._trainable)
 
-    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _is_ours(self, optimizer: Optimizer) -> bool:
         mine = {id(parameter) for parameter in self._trainable}
-        if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+        return any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
+
+    def optimizer_begins(self, optimizer: Optimizer) -> None:
+        """Torch: it is about to step."""
+        if threading.get_ident() == self._thread:
+            self._guarded(self._steps, optimizer)
+
+    def optimizer_ended(self, optimizer: Optimizer) -> None:
+        """Torch: it has stepped."""
+        if threading.get_ident() == self._thread:
+            self._guarded(self._stepped, optimizer)
+
+    def _steps(self, optimizer: Optimizer) -> None:
+        if self._is_ours(optimizer):
+            self._optimizing = calling_frame()
+
+    def _stepped(self, optimizer: Optimizer) -> None:
+        if not self._is_ours(optimizer):
             return
+        self._optimizing = None
         self._optimizer_seen = True
-        if self._draft is not None and self._draft.differentiated:
-            self._draft.stepped = True
+        if self._sight.draft is not None and self._sight.draft.differentiated:
+            self._sight.draft.stepped = True
             if self._done == self.plan.steps - 1:
                 self._finish()  # the last one: leave before the next forward pass begins
 
     def _finish(self) -> None:
-        draft, self._draft = self._draft, None
+        draft, self._sight.draft = self._sight.draft, None
         if draft is None or not draft.differentiated:
             return
         step = draft.finished()
@@ -296,86 +380,15 @@ class TorchWatching:
 
     # -- what is summarized
 
-    def _observe_parameters(self, draft: Draft) -> None:
-        for known in self._tracer.parameters():
-            if not nn.parameter.is_lazy(known.tensor):
-                place = known.layer, known.role, known.full_name
-                draft.observe(*place, known.tensor, known.unit_axis, again=known.is_bare)
-
-    def layer_ran(
-        self, path: str, module: nn.Module, call: int, inputs: tuple[Any, ...], output: Any
-    ) -> None:
-        """Tracer: a layer has returned, for the call-th time in this pass."""
-        if self._draft is None:
-            return
-        taken, made = next(tensors_in(inputs), None), next(tensors_in(output), None)
-        if taken is not None and taken.is_floating_point():
-            axis = output_axis(module, taken)
-            self._draft.observe(path, Role.INPUT, f"{path}_input_{call}", taken, axis)
-        if made is not None:
-            self._observe_output(path, f"{path}_output_{call}", made, output_axis(module, made))
-
-    def _observe_output(self, path: str, tensor: str, made: Tensor, axis: int | None) -> None:
-        draft = self._draft
-        if draft is None:
-            return
-        draft.observe(path, Role.OUTPUT, tensor, made, axis)
-        if made.requires_grad and self._needed.detail(Role.OUTPUT_GRAD, draft.index):
-            see = self._backward_hook(self._has_output_gradient, path, f"gradient/{tensor}", axis)
-            self._handles.add(made.register_hook(see))
-
-    def weight_used(
-        self, path: str, taken: Tensor, axis: int | None, made: Tensor, made_axis: int | None
-    ) -> None:
-        """Tracer: a bare weight has been used like a layer's."""
-        if self._draft is not None:
-            if taken.is_floating_point():
-                self._draft.observe(path, Role.INPUT, f"{path}_input_0", taken, _within(axis, taken))
-            self._observe_output(path, f"{path}_output_0", made, _within(made_axis, made))
-
-    def effective_weight(self, path: str, name: str, value: Tensor, unit_axis: int | None) -> None:
-        """Tracer: a weight has been computed from its parts."""
-        draft = self._draft
-        if draft is None:
-            return
-        draft.observe(path, Role.WEIGHT, name, value, unit_axis)
-        if value.requires_grad and self._needed.detail(Role.WEIGHT_GRAD, draft.index):
-            see = self._backward_hook(self._has_effective_gradient, path, f"gradient/{name}", unit_axis)
-            self._handles.add(value.register_hook(see))
-
-    def _has_effective_gradient(self, path: str, tensor: str, axis: int | None, gradient: Tensor) -> None:
-        if self._draft is not None:
-            self._draft.observe(path, Role.WEIGHT_GRAD, tensor, gradient, axis, again=True)
-
-    def activation_runs(self, tensor: str, path: str, value: Tensor, unit_axis: int | None) -> None:
-        """Tracer: an activation is about to run."""
-        if self._draft is not None:
-            with torch.no_grad():
-                self._draft.observe(path, Role.ACTIVATION_INPUT, tensor, value, unit_axis)
-
-    def attention_runs(self, path: str, call: int, entropy: Callable[[], Tensor | None]) -> None:
-        """Tracer: attention may be about to run."""
-        draft = self._draft
-        if draft is None or self._needed.detail(Role.ATTENTION_ENTROPY, draft.index) is None:
-            return
-        with torch.no_grad():
-            values = entropy()
-        if values is not None:
-            draft.observe(path, Role.ATTENTION_ENTROPY, f"{path}_attention_entropy_{call}", values, None)
-
-    def _has_output_gradient(self, path: str, tensor: str, axis: int | None, gradient: Tensor) -> None:
-        if self._draft is not None:
-            self._draft.observe(path, Role.OUTPUT_GRAD, tensor, gradient, axis)
-
     def _has_gradient(self, path: str, name: str, parameter: nn.Parameter) -> None:
-        if self._draft is None and self._is_unseen():
+        if self._sight.draft is None and self._is_unseen():
             self._begin_step()
-        draft, known = self._draft, self._tracer.parameter(path, name)
-        if draft is None or parameter.grad is None:
+        draft, known = self._sight.draft, self._tracer.parameter(path, name)
+        if draft is None or draft.closed or parameter.grad is None:
             return
-        draft.differentiated = True
+        draft.differentiated, draft.scale = True, self._sight.scale
         if draft.loss is None and self._roots:
-            draft.loss = _kept(self._roots[0])
+            draft.loss = _kept(self._roots[0], self._sight.scale)
         if known.role is Role.WEIGHT:
             tensor = f"gradient/{known.full_name}"
             draft.observe(known.layer, Role.WEIGHT_GRAD, tensor, parameter.grad, known.unit_axis, again=True)
@@ -388,8 +401,13 @@ class TorchWatching:
         """Autograd: of nested passes the outermost begins at the loss."""
         if threading.get_ident() == self._thread:
             self._roots.append(root)
-            if len(self._roots) == 1 and self._is_unseen():
-                self._guarded(self._end_step)
+            if len(self._roots) == 1:
+                self._guarded(self._outermost_begins, root)
+
+    def _outermost_begins(self, root: Tensor | None) -> None:
+        self._sight.scale = None if root is None else scale_of(root)
+        if self._is_unseen() and not self._is_evaluated():
+            self._end_step()
 
     def backward_ends(self) -> None:
         """Autograd: it has returned, or raised."""
@@ -397,38 +415,21 @@ class TorchWatching:
             self._roots.pop()
 
     def _end_step(self) -> None:
-        if self._draft is not None and self._is_over(self._draft):
+        if self._sight.draft is None or not self._is_over(self._sight.draft):
+            return
+        if self._sight.draft.was_skipped():
+            self._sight.draft = None
+        else:
             self._finish()
 
     def loss(self, value: Any) -> None:
         """State the loss of the current step, where it cannot be found through backward."""
-        if self._draft is not None:
-            self._draft.loss = _kept(value) if isinstance(value, Tensor) else float(value)
+        if self._sight.draft is not None:
+            self._sight.draft.loss = _kept(value, None) if isinstance(value, Tensor) else float(value)
 
 
-def _kept(loss: Tensor | None) -> Tensor | float | None:
-    """A loss as it is now, whatever is written to it later; nan for what is no scalar."""
+def _kept(loss: Tensor | None, scale: Tensor | None) -> Tensor | float | None:
+    """A loss as it is now, whatever is written to it later, without its scale; nan for what is no scalar."""
     if loss is None:
         return None
-    return loss.detach().clone() if loss.numel() == 1 else nan
-
-
-def _within(axis: int | None, tensor: Tensor) -> int | None:
-    """The axis that counts units, where there are samples beside it."""
-    return axis if axis is not None and tensor.ndim > 1 and -axis <= tensor.ndim else None
-
-
-def _calling_frame() -> FrameType | None:
-    """The innermost frame that is not ours: it runs as long as the pass does."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("fanin."):
-        frame = frame.f_back
-    return frame
-
-
-def _is_running(wanted: FrameType) -> bool:
-    """Whether a frame is on this thread's stack."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame is not wanted:
-        frame = frame.f_back
-    return frame is wanted
+    return unscaled(local(loss).detach().clone(), scale) if loss.numel() == 1 else nan

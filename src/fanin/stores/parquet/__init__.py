@@ -4,6 +4,8 @@
     runs/exp1/part-w00000-000001.parquet    what worker 0 had appended when its thread got to it
     runs/exp1/part-w00001-000000.parquet    worker 1 of the same run
 
+    runs/exp1/.stopped-w00000               while worker 0 writes; not empty once SIGTERM has ended it (see `stopping`)
+
 A part appears whole or not at all, so a trial can be read while it is written, and after a crash up to the break.
 """
 
@@ -125,7 +127,7 @@ class ParquetStore(Store):
             steps=tuple(step for part in parts for step in part.steps),
             spec=specs[-1] if specs else None,
             about=parts[0].about,
-            ended=parts[-1].end,
+            ended=parts[-1].end or self._directory.was_stopped(worker),
         )
 
     def _read(self, worker: int, number: int) -> Part:

@@ -102,6 +102,15 @@ class Directory:
         """Make the directory, and those above it."""
         self.filesystem.create_dir(self.path, recursive=True)
 
+    def stop_mark(self, worker: int) -> str | None:
+        """The file that says that SIGTERM has ended this worker; None where the disk is not ours."""
+        return f"{self.path}/.stopped-w{worker:05d}" if self._is_local else None
+
+    def was_stopped(self, worker: int) -> bool:
+        """Whether that file says so."""
+        mark = self.stop_mark(worker)
+        return mark is not None and os.path.isfile(mark) and os.path.getsize(mark) > 0
+
     def remove(self, name: str) -> None:
         """Take a file away."""
         self.filesystem.delete_file(f"{self.path}/{name}")

@@ -55,6 +55,9 @@ DERIVED = pa.schema([pa.field(name, pa.float64()) for name in ("variance", "rms"
 RANK_VARIANCE = pa.schema([pa.field("histogram_rank_variance", pa.float64())])
 """How far a histogram of a sample may be off; null without a histogram."""
 
+OFFSET = pa.schema([pa.field("offset", pa.list_(pa.int64()))])
+"""Where a rank's block of a shared tensor begins; null where the tensor is its own. Trials of version 0.1.0 lack it."""
+
 HISTOGRAM = pa.schema([pa.field(f"histogram_{name}", pa.list_(pa.int64())) for name in ("bins", "counts")])
 UNITS = pa.schema(
     [
@@ -67,7 +70,7 @@ UNITS = pa.schema(
 )
 """Arrays, null where they were not asked for. Here and above, prefix + field of UnitSummary or Histogram."""
 
-SCHEMA = pa.schema([*KEYS, *STATES, *DERIVED, *RANK_VARIANCE, *HISTOGRAM, *UNITS])
+SCHEMA = pa.schema([*KEYS, *STATES, *DERIVED, *RANK_VARIANCE, *HISTOGRAM, *UNITS, *OFFSET])
 
 
 def to_table(steps: Iterable[Step]) -> pa.Table:
@@ -100,6 +103,7 @@ def _observation_row(seen: Observation) -> Row:
         "variance": variance,
         # Not summary.rms: the square of a mean of 10^200 is an error in Python, and must not end the recording.
         "rms": math.hypot(math.sqrt(max(variance, 0.0)), summary.mean),
+        "offset": None if seen.offset is None else list(seen.offset),
         "histogram_rank_variance": summary.histogram.rank_variance if summary.histogram else None,
         **_arrays(summary.histogram, HISTOGRAM, "histogram_"),
         **_arrays(summary.units, UNITS, "unit_"),
@@ -123,8 +127,11 @@ def from_table(table: pa.Table) -> Iterator[Step]:
     Raises:
         pa.ArrowException, KeyError, TypeError, ValueError: It is not a table of steps.
     """
+    if "offset" not in table.column_names:
+        table = table.append_column(OFFSET.field(0), pa.nulls(len(table), OFFSET.field(0).type))
     table = table.select(SCHEMA.names).cast(SCHEMA)
-    rows: list[Row] = table.select([*KEYS.names, *STATES.names, *RANK_VARIANCE.names]).to_pylist()
+    scalars = [*KEYS.names, *STATES.names, *RANK_VARIANCE.names, *OFFSET.names]
+    rows: list[Row] = table.select(scalars).to_pylist()
     for name in [*HISTOGRAM.names, *UNITS.names]:
         for row, array in zip(rows, _column_arrays(table.column(name)), strict=True):
             row[name] = array
@@ -162,6 +169,7 @@ def _observation(row: Row) -> Observation:
         shape=tuple(row["shape"]),
         dtype=row["dtype"],
         worker=row["worker"],
+        offset=None if row["offset"] is None else tuple(row["offset"]),
     )
 
 

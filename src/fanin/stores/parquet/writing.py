@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import final
 
 from fanin.errors import StoreError
@@ -12,7 +12,12 @@ from fanin.stores.assembly import restated
 from fanin.stores.base import Writer
 from fanin.stores.parquet.directory import Directory, part_name
 from fanin.stores.parquet.part import Part, encode
+from fanin.stores.parquet.stopping import leave_unmarked, mark_when_stopped
 from fanin.trial import ModelSpec, Step
+
+PATIENCE_S = 10.0
+"""How long flush() and close() wait for a part that does not get written. Parts are small: 10 steps of a model with
+300 layers take 0.1 s on a local disk; where a network disk hangs, training must end all the same."""
 
 
 @final
@@ -20,8 +25,9 @@ class ParquetWriter(Writer):
     """One worker's hand on a trial in a directory, whose part 0 is there already.
 
     Steps wait in memory without a limit until the thread takes all of them into one part. A failed part ends the
-    recording: what comes after is dropped, and the next flush() or close() says so, once. A forked child (a data
-    loader's worker) has this object but not its thread; there, every method does nothing.
+    recording: what comes after is dropped, and the next flush() or close() says so, once; so do they where the medium
+    does not answer, and wait no longer. A forked child (a data loader's worker) has this object but not its thread;
+    there, every method does nothing.
     """
 
     def __init__(self, uri: str, directory: Directory, worker: int, about: Mapping[str, str]) -> None:
@@ -41,6 +47,10 @@ class ParquetWriter(Writer):
         self._writing = False
         self._closing = False
         self._over = False
+        self._is_given_up = False
+        self._mark = directory.stop_mark(worker)
+        if self._mark is not None:
+            mark_when_stopped(self._mark)
         # A daemon, so that a trial that nobody closed cannot keep the interpreter from ending.
         self._thread = threading.Thread(target=self._write_parts, name=f"fanin-w{worker}", daemon=True)
         self._thread.start()
@@ -65,17 +75,26 @@ class ParquetWriter(Writer):
                 self._steps.append(step)
                 self._wake()
 
+    def end(self, wait_s: float = 0.0) -> None:
+        """Have the mark written that this worker is done, and wait for that a moment at most."""
+        if self._is_forked:
+            return
+        with self._changed:
+            self._closing = True
+            self._wake()
+            self._changed.wait_for(lambda: self._over, wait_s)
+
     def flush(self) -> None:
         """Wait until everything appended is on the disk.
 
         Raises:
-            StoreError: A part could not be written, and nobody was told yet.
+            StoreError: A part could not be written, or is not written in time, and nobody was told yet.
         """
         if self._is_forked:
             return
         with self._changed:
             self._wake()
-            self._changed.wait_for(lambda: self._over or not (self._writing or self._has_news))
+            self._wait_until(lambda: self._over or not (self._writing or self._has_news or self._closing))
             self._report()
 
     def close(self) -> None:
@@ -86,12 +105,20 @@ class ParquetWriter(Writer):
         """
         if self._is_forked:
             return
+        self.end()
         with self._changed:
-            self._closing = True
-            self._wake()
-        self._thread.join()
-        with self._changed:
+            self._wait_until(lambda: self._over)
             self._report()
+
+    def _wait_until(self, done: Callable[[], bool]) -> None:
+        """As long as parts get written."""
+        parts = -1
+        while self._failure is None and not done() and parts != self._parts:
+            parts = self._parts
+            self._changed.wait_for(done, PATIENCE_S)
+        if self._failure is None and not done() and not self._is_given_up:
+            self._is_given_up = True
+            self._failure = TimeoutError(f"no part was written for {PATIENCE_S:g} s")
 
     @property
     def _is_forked(self) -> bool:
@@ -122,15 +149,22 @@ class ParquetWriter(Writer):
             ) from failure
 
     def _write_parts(self) -> None:
-        while not self._over:
-            part = self._take()
-            failure = self._write(part)
-            with self._changed:
-                self._over = part.end or failure is not None
-                if failure is not None:
-                    self._failure, self._steps = failure, []
-                self._writing = False
-                self._changed.notify_all()
+        try:
+            while not self._over:
+                part = self._take()
+                self._settle(self._write(part), part.end)
+        except Exception as error:  # noqa: BLE001  nobody may wait for a thread that is gone
+            self._settle(error, end=True)
+
+    def _settle(self, failure: Exception | None, end: bool) -> None:
+        if self._mark is not None and (end or failure is not None):
+            leave_unmarked(self._mark)
+        with self._changed:
+            self._over = end or failure is not None
+            if failure is not None:
+                self._failure, self._steps = failure, []
+            self._writing = False
+            self._changed.notify_all()
 
     def _take(self) -> Part:
         with self._changed:

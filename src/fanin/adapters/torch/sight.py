@@ -1,0 +1,110 @@
+"""What a pass shows, put into the step that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fanin.adapters.torch.describe import output_axis, tensors_in
+from fanin.adapters.torch.drafting import Draft, Needed
+from fanin.adapters.torch.hooks import Handles, Hook
+from fanin.adapters.torch.tracing import KnownParameter
+from fanin.trial import Role
+
+
+class Sight:
+    """Listens to a tracer.
+
+    Attributes:
+        draft: The step in the making; None where none is.
+        scale: By how much the loss is multiplied of the backward pass that runs; None where no scaler does.
+    """
+
+    def __init__(self, needed: Needed, handles: Handles, hook: Callable[..., Hook]) -> None:
+        self.draft: Draft | None = None
+        self.scale: Tensor | None = None
+        self._needed = needed
+        self._handles = handles
+        self._hook = hook
+
+    def parameters(self, known: tuple[KnownParameter, ...]) -> None:
+        """The parameters as they are now; those that only their uses tell are looked at again."""
+        for one in known:
+            if self.draft is not None and not nn.parameter.is_lazy(one.tensor):
+                place = one.layer, one.role, one.full_name
+                self.draft.observe(*place, one.tensor, one.unit_axis, again=one.is_bare)
+
+    def layer_ran(
+        self, path: str, module: nn.Module, call: int, inputs: tuple[Any, ...], output: Any
+    ) -> None:
+        """Tracer: a layer has returned, for the call-th time in this pass."""
+        if self.draft is None:
+            return
+        taken, made = next(tensors_in(inputs), None), next(tensors_in(output), None)
+        if taken is not None and taken.is_floating_point():
+            axis = output_axis(module, taken)
+            self.draft.observe(path, Role.INPUT, f"{path}_input_{call}", taken, axis)
+        if made is not None:
+            self._observe_output(path, f"{path}_output_{call}", made, output_axis(module, made))
+
+    def _observe_output(self, path: str, tensor: str, made: Tensor, axis: int | None) -> None:
+        draft = self.draft
+        if draft is None:
+            return
+        draft.observe(path, Role.OUTPUT, tensor, made, axis)
+        if made.requires_grad and self._needed.detail(Role.OUTPUT_GRAD, draft.index):
+            see = self._hook(self._has_output_gradient, path, f"gradient/{tensor}", axis)
+            self._handles.add(made.register_hook(see))
+
+    def weight_used(
+        self, path: str, taken: Tensor, axis: int | None, made: Tensor, made_axis: int | None
+    ) -> None:
+        """Tracer: a bare weight has been used like a layer's."""
+        if self.draft is not None:
+            if taken.is_floating_point():
+                self.draft.observe(path, Role.INPUT, f"{path}_input_0", taken, _within(axis, taken))
+            self._observe_output(path, f"{path}_output_0", made, _within(made_axis, made))
+
+    def effective_weight(self, path: str, name: str, value: Tensor, unit_axis: int | None) -> None:
+        """Tracer: a weight has been computed from its parts."""
+        draft = self.draft
+        if draft is None:
+            return
+        draft.observe(path, Role.WEIGHT, name, value, unit_axis)
+        if value.requires_grad and self._needed.detail(Role.WEIGHT_GRAD, draft.index):
+            see = self._hook(self._has_effective_gradient, path, f"gradient/{name}", unit_axis)
+            self._handles.add(value.register_hook(see))
+
+    def _has_effective_gradient(self, path: str, tensor: str, axis: int | None, gradient: Tensor) -> None:
+        if self.draft is not None and not self.draft.closed:
+            self.draft.scale = self.scale
+            self.draft.observe(path, Role.WEIGHT_GRAD, tensor, gradient, axis, again=True)
+
+    def activation_runs(self, tensor: str, path: str, value: Tensor, unit_axis: int | None) -> None:
+        """Tracer: an activation is about to run."""
+        if self.draft is not None:
+            with torch.no_grad():
+                self.draft.observe(path, Role.ACTIVATION_INPUT, tensor, value, unit_axis)
+
+    def attention_runs(self, path: str, call: int, entropy: Callable[[], Tensor | None]) -> None:
+        """Tracer: attention may be about to run."""
+        draft = self.draft
+        if draft is None or self._needed.detail(Role.ATTENTION_ENTROPY, draft.index) is None:
+            return
+        with torch.no_grad():
+            values = entropy()
+        if values is not None:
+            draft.observe(path, Role.ATTENTION_ENTROPY, f"{path}_attention_entropy_{call}", values, None)
+
+    def _has_output_gradient(self, path: str, tensor: str, axis: int | None, gradient: Tensor) -> None:
+        if self.draft is not None:
+            self.draft.scale = self.scale
+            self.draft.observe(path, Role.OUTPUT_GRAD, tensor, gradient, axis)
+
+
+def _within(axis: int | None, tensor: Tensor) -> int | None:
+    """The axis that counts units, where there are samples beside it."""
+    return axis if axis is not None and tensor.ndim > 1 and -axis <= tensor.ndim else None

@@ -1,0 +1,92 @@
+"""Passes that are no steps of the training, in the midst of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, hessian, jvp, vmap
+from torch.nn import functional as F
+
+from fanin.trial import Role
+
+from .nets import batch, losses, net, observe, of, parameters_of, same, train
+
+
+def detached(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def per_example_gradients(model: nn.Module) -> None:
+    def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(model, parameters, x[None]), y[None])
+
+    x, y = batch()
+    found = vmap(grad(loss), (None, 0, 0))(detached(model), x, y)
+    assert found["fc1.weight"].shape == (16, 8, 6)
+
+
+def a_directional_derivative(model: nn.Module) -> None:
+    x, _ = batch()
+    jvp(lambda x: functional_call(model, detached(model), (x,)), (x,), (torch.ones_like(x),))
+
+
+def a_hessian(model: nn.Module) -> None:
+    x, y = batch()
+    others = detached(model)
+
+    def loss(bias: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(model, others | {"fc2.bias": bias}, (x,)), y)
+
+    assert hessian(loss)(others["fc2.bias"]).shape == (4, 4)
+
+
+def other_parameters(model: nn.Module) -> None:
+    """A pass of the same modules on parameters that are not the model's, and its backward pass."""
+    fresh = {name: p.clone().requires_grad_() for name, p in detached(model).items()}
+    functional_call(model, fresh, (batch()[0],)).sum().backward()
+    assert fresh["fc1.weight"].grad is not None
+
+
+def inference(model: nn.Module) -> None:
+    with torch.inference_mode():
+        model(batch()[0])
+
+
+def evaluation(model: nn.Module) -> None:
+    model.eval()
+    with torch.no_grad():
+        model(batch()[0])
+    model.train()
+
+
+PASSES: dict[str, Callable[[nn.Module], None]] = {
+    "per-example gradients": per_example_gradients,
+    "a directional derivative": a_directional_derivative,
+    "a Hessian": a_hessian,
+    "other parameters": other_parameters,
+    "inference mode": inference,
+    "evaluation": evaluation,
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_in_between_is_no_step_and_is_not_disturbed(name: str) -> None:
+    plain, model = net(), net()
+    seen = observe(model, steps=4)
+    expected = []
+    for step in range(4):
+        PASSES[name](plain)
+        PASSES[name](model)
+        expected += train(plain, 1, first=step)
+        train(model, 1, first=step)
+    assert losses(seen) == pytest.approx(expected)
+    assert same(parameters_of(model), parameters_of(plain))
+    assert [layer.calls for layer in seen.trial.spec.layers] == [1, 1]
+    assert set(of(seen.trial.steps[0], Role.OUTPUT)) == {"fc1_output_0", "fc2_output_0"}
+    seen.close()
+    assert seen.watching.fault is None
