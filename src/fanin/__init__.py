@@ -66,7 +66,7 @@ else:  # hidden from type checkers: where they see a module's __getattr__, they 
         "watch": "capture",
     }
 
-    _MODULES = ("testing",)
+    _MODULES = ("sagemaker", "testing")
 
     def __getattr__(name: str) -> object:
         if name == "__version__":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from fanin.cli_trial import trial as trial_commands
 from fanin.errors import FaninError, TrialNotFoundError
 from fanin.errors import UsageError as FaninUsageError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from fanin.examine import Report
     from fanin.repairs import RepairReport
+    from fanin.rule import Rule
     from fanin.target import Target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -101,6 +103,12 @@ _fail_on = click.option(
 )
 _rule = click.option("--rule", "names", multiple=True, metavar="RULE", help="Ask this rule only; repeatable.")
 _set = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter of that rule.")
+_config = click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    metavar="JSON",
+    help="Ask the rules of a SageMaker Debugger rule configuration.",
+)
 
 
 def reporting(command: F) -> F:
@@ -260,26 +268,30 @@ def _advance(bar: Progress, task: TaskID, done: int, planned: int) -> None:
     bar.update(task, completed=done, total=planned)
 
 
-@main.command()
+@main.command(short_help="Judge a trial that was written before.")
 @click.argument("trial")
 @_rule
 @_set
+@_config
 @_fail_on
 @reporting
 def judge(
     trial: str,
     names: tuple[str, ...],
     settings: tuple[str, ...],
+    config: str | None,
     fail_on: str,
     form: str,
     color: bool | None,
     path: str | None,
 ) -> int:
-    """Judge a trial that was written before, here or elsewhere.
+    """Judge a trial that was written before, here or elsewhere; also one of SageMaker Debugger, local or at s3://.
 
     \b
     Examples:
       fanin judge runs/exp1
+      fanin judge s3://bucket/job/debug-output --rule PoorWeightInitialization
+      fanin judge runs/exp1 --config rule.json
       fanin judge runs/exp1 --rule PoorWeightInitialization --set threshold=20 --set steps=5
       fanin judge runs/exp1 --fail-on poor     an undecided trial passes
     """
@@ -288,8 +300,25 @@ def judge(
 
     if settings and len(names) != 1:
         raise click.UsageError("--set needs exactly one --rule, whose parameter it sets.")
-    rules = [make_rule(name, settings) for name in names] or None
-    return _show(examine(trial, rules=rules), fail_on, form, color, path)
+    if config and names:
+        raise click.UsageError("--config names the rules by itself; leave --rule out.")
+    rules = _configured(config) if config else [make_rule(name, settings) for name in names]
+    return _show(examine(trial, rules=rules or None), fail_on, form, color, path)
+
+
+def _configured(path: str) -> list[Rule]:
+    """The rules of a configuration; what of it has no effect is said."""
+    from fanin.config import load_configuration
+
+    found = load_configuration(path)
+    if len(found) > 1:
+        raise click.UsageError(f"{path} configures this rule {len(found)} times; give one at a time.")
+    for one in found:
+        actions = ", ".join(action.name for action in one.actions)
+        notes = [f"actions {actions}: not run by judge, whose exit code tells the verdict"] if actions else []
+        for note in (*one.notes, *notes):
+            click.echo(f"config: {note}", err=True)
+    return [one.rule for one in found]
 
 
 @main.command(short_help="Show what judging a trial says.")
@@ -434,3 +463,6 @@ def demo() -> int:
     from fanin.demo import main as show
 
     return show()
+
+
+main.add_command(trial_commands)

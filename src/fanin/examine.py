@@ -121,7 +121,7 @@ def judge(trial: Trial | str | os.PathLike[str], *, rules: Iterable[Rule] | None
     """Judge a trial, now or later, here or elsewhere.
 
     Args:
-        trial: A trial, or where it is kept.
+        trial: A trial, or where it is kept; also one of SageMaker Debugger, local or at `s3://`.
         rules: Which rules to ask; None for all. The documented rule decides only when it is asked alone.
 
     Raises:

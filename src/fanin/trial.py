@@ -20,6 +20,9 @@ RECHECK = 5
 themselves with the first updates; after five steps the gradient's size separates sound starts from poor ones better
 (AUC 0.93 against 0.86 at step 0, 414 networks labelled by training)."""
 
+SMDEBUG = "SageMaker Debugger"
+"""`Trial.about["written_by"]` of a trial that it wrote: tensors by name, and no graph."""
+
 
 class Role(StrEnum):
     """What a tensor is to its layer."""
@@ -303,6 +306,11 @@ class Trial:
     def reference(self) -> Step | None:
         """The same batch through the same architecture with soundly drawn weights; None when it was not tried."""
         return next((step for step in self.steps if step.mode is Mode.REFERENCE), None)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether SageMaker Debugger wrote it, so that how its layers are connected is not known."""
+        return self.about.get("written_by") == SMDEBUG
 
     @property
     def adapts(self) -> bool:

@@ -170,7 +170,40 @@ WITHIN_NOISE = Doubt(
     """,
 )
 
-DOUBTS = (NOTHING_SEEN, UNSEEN_WEIGHTS, THIN_EVIDENCE, WITHIN_NOISE)
+FOREIGN_TRIAL = Doubt(
+    "FAN905",
+    "foreign-trial",
+    """SageMaker Debugger wrote this trial, which holds tensors by name and no graph.
+
+    What it detects
+    ---------------
+    A trial in the format of SageMaker Debugger (smdebug), read by fanin.
+
+    Why it matters
+    --------------
+    Which layer feeds which, which activation follows, and what the layers put out is not in it. Our own rules can find
+    faults in what was saved; without the rest they cannot say that there is none.
+
+    How it is measured
+    ------------------
+    By the format of the trial. The verdict is *poor* where a rule finds a fault, and otherwise *undecided*.
+
+    When it is wrong
+    ----------------
+    A sound start stays undecided.
+
+    Fix
+    ---
+    Ask the documented rule alone, which looks at tensors by name (`fanin judge TRIAL --rule PoorWeightInitialization`);
+    or watch the training with fanin (`fanin run`, `fanin.watch`), or check the model (`fanin check`).
+
+    References
+    ----------
+    None: it is about this tool.
+    """,
+)
+
+DOUBTS = (NOTHING_SEEN, UNSEEN_WEIGHTS, THIN_EVIDENCE, WITHIN_NOISE, FOREIGN_TRIAL)
 """By code."""
 
 
@@ -179,6 +212,12 @@ def doubts(trial: Trial) -> Iterator[Missing]:
     if trial.start is None:
         settle = "watch at least one training step, or run fanin check"
         yield Missing(NOTHING_SEEN.code, "the trial holds no training step 0", settle)
+        return
+    if trial.is_foreign:
+        what = "SageMaker Debugger saved tensors by name, and not how the layers are connected"
+        yield Missing(
+            FOREIGN_TRIAL.code, what, "ask the documented rule alone: --rule PoorWeightInitialization"
+        )
         return
     share = _unseen_share(trial)
     if share > UNSEEN:

@@ -354,7 +354,7 @@ def test_a_gradient_without_a_histogram_is_no_evidence() -> None:
     bare = Observation("a", Role.WEIGHT_GRAD, "gradient/a.weight", summarize(WIDE))
     steps = [step(i, grads={}, loss=loss) for i, loss in enumerate(FALLING)]
     steps = [replace(s, observations=(*s.observations, bare)) for s in steps]
-    assert undecided(trial(*steps)).what.startswith("no weight gradient with a histogram")
+    assert undecided(trial(*steps)).what.startswith("the weight gradients come without percentiles")
 
 
 # ── loss ────────────────────────────────────────────────────────────────────────────────────────────────────────

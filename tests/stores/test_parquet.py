@@ -102,7 +102,7 @@ def test_a_trial_is_opened_by_path_or_file_address(tmp_path: Path, spell: Callab
 
 
 @pytest.mark.parametrize(
-    "address", ["", "memory", None, 3, b"runs", "s3://bucket/run", "file://host/x", "file:// "]
+    "address", ["", "memory", None, 3, b"runs", "gs://bucket/run", "file://host/x", "file:// "]
 )
 def test_other_addresses_are_refused(address: Any) -> None:
     with pytest.raises(UsageError) as caught:
@@ -539,14 +539,6 @@ def test_another_directory(place: Path) -> None:
     assert error.got == "config.yaml, model.bin, part-0.parquet and 2 more"
     assert PARTS[0] in error.expected
     assert "give the directory that holds the parts" in error.next_step
-
-
-def test_a_trial_of_sagemaker_debugger(place: Path) -> None:
-    for name in ("collections", "events", "index"):
-        (place / name).mkdir(parents=True)
-    error = load_error(place)
-    assert error.what == "this is a trial of SageMaker Debugger"
-    assert "does not read those yet" in error.next_step
 
 
 # ── reading what is broken ──────────────────────────────────────────────────────────────────────────────────

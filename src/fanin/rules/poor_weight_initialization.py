@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import inf, isfinite, nan
 from os import PathLike
 
+from fanin.errors import UsageError
 from fanin.finding import Finding, Missing, Scope
 from fanin.parameters import bad_parameter, number, patterns, whole
 from fanin.rule import Example, Need, Rule
@@ -124,11 +125,21 @@ class PoorWeightInitialization(Rule):
         self.steps = whole("steps", steps, 10)
 
     def require_applicable(self, trial: Trial) -> None:
-        """A regex of one's own that matches none of the activation inputs is a slip, and no evidence.
+        """A regex of one's own that matches none of the activation inputs is a slip, and no evidence; trees have no
+        activations at all.
 
         Raises:
             RuleParameterError: It matches none; the default leaves the check undecided instead.
+            UsageError: The trial comes from XGBoost.
         """
+        if trial.spec.framework.startswith("XGBoost"):
+            raise UsageError(
+                "PoorWeightInitialization does not apply to XGBoost",
+                where=trial.uri,
+                got="a trial of boosted trees, which have no weights, activations or gradients by layer",
+                expected="a trial of TensorFlow, PyTorch or MXNet",
+                next_step="ask this rule about neural networks only",
+            )
         names = [name for step in trial.train_steps for name in step.of(Role.ACTIVATION_INPUT)]
         if self.chosen_regex is None or not names or any(p.search(n) for p in self.patterns for n in names):
             return
@@ -246,8 +257,16 @@ class PoorWeightInitialization(Rule):
                 what = f"whether p95 - p5 = {width} of {tensor.tensor} at step {step.index} is less than"
                 settle = "the quantiles are not that fine: move distribution_range out of this interval"
                 return self._missing(f"{what} {self.distribution_range:g}", settle)
-        if narrowest:
-            return None
+        return None if narrowest else self._no_percentiles(steps)
+
+    def _no_percentiles(self, steps: list[Step]) -> Missing:
+        """Why there are no percentiles of gradients."""
+        seen = [o for step in steps for o in step.of(Role.WEIGHT_GRAD).values()]
+        if seen and all(o.summary.histogram is None for o in seen):
+            what = "the weight gradients come without percentiles, which no reduction of them can give"
+            return self._missing(
+                what, "save the gradients themselves, or watch with this rule among the rules"
+            )
         what = f"no weight gradient with a histogram was seen in training steps 0 to {self.steps - 1}"
         return self._missing(what, "watch a model that runs backward, with this rule among the rules")
 

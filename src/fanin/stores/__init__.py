@@ -15,6 +15,13 @@ STORES = {
 }
 """Scheme of an address (none: a path) -> module and class, which is called with the whole address."""
 
+FOREIGN = {
+    "": "fanin.stores.smdebug:SmdebugStore",
+    "file": "fanin.stores.smdebug:SmdebugStore",
+    "s3": "fanin.stores.smdebug:SmdebugStore",
+}
+"""The same for trials that others wrote, which are only read."""
+
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 """Two letters at least, so that the drive of a Windows path is none."""
 
@@ -23,21 +30,33 @@ def open_store(uri: str | os.PathLike[str]) -> Store:
     """The store at an address, whether or not there is a trial yet.
 
     Args:
-        uri: A directory, as a path or as `file://...`.
+        uri: A directory, as a path or as `file://...`; or a trial of SageMaker Debugger, which may be at `s3://...`.
 
     Raises:
         UsageError: This cannot be the address of a trial.
+        StoreError: It cannot be told what is there.
     """
     address = _address(uri)
-    scheme = SCHEME.match(address)
-    entry = STORES.get(scheme[1] if scheme else "")
-    if entry is None:
+    found = SCHEME.match(address)
+    scheme = found[1].lower() if found else ""
+    if scheme not in FOREIGN:
         raise UsageError(
             "trials are not kept at this kind of address",
             got=address,
             expected="a directory, as a path or as file://...",
             next_step="write to a local directory and copy it from there",
         )
+    ours = STORES.get(scheme)
+    return _opened(FOREIGN[scheme] if ours is None or _is_foreign(address) else ours, address)
+
+
+def _is_foreign(address: str) -> bool:
+    from fanin.stores.smdebug import is_smdebug
+
+    return is_smdebug(address)
+
+
+def _opened(entry: str, address: str) -> Store:
     module, name = entry.split(":")
     store: Store = getattr(import_module(module), name)(address)
     return store

@@ -171,14 +171,6 @@ class ParquetStore(Store):
                 expected=A_TRIAL,
                 next_step="check the path; a trial appears as soon as a watch begins",
             )
-        if {"collections", "events"} <= set(names):
-            return TrialFormatError(
-                "this is a trial of SageMaker Debugger",
-                where=self.uri,
-                got="collections/ and events/, as smdebug writes them",
-                expected=A_TRIAL,
-                next_step="this version of fanin does not read those yet; watch the model with fanin instead",
-            )
         return TrialFormatError(
             "this directory is not a trial",
             where=self.uri,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
-from fanin.errors import TrialFormatError, UsageError
+from fanin.errors import TrialFormatError
+from fanin.stores.place import filesystem_at
 
 PART = re.compile(r"part-w(\d{5,})-(\d{6,})\.parquet")
 
@@ -43,17 +44,7 @@ class Directory:
         """
         if filesystem is not None:
             return cls(filesystem, uri)
-        if "://" not in uri:
-            return cls(LocalFileSystem(), os.path.abspath(uri))
-        try:
-            return cls(*FileSystem.from_uri(uri))
-        except (ValueError, OSError) as error:
-            raise UsageError(
-                "this address cannot be read",
-                got=f"{uri}: {error}",
-                expected="file:///absolute/path, with %20 for a space",
-                next_step="give the directory as a plain path",
-            ) from error
+        return cls(*filesystem_at(uri))
 
     @property
     def kind(self) -> FileType:

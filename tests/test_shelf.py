@@ -1,0 +1,250 @@
+"""`fanin trial`: trials are listed, shown, exported, verified and removed, and nothing else is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import struct
+from math import isnan
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from fanin import cli_trial
+from fanin.cli import main
+from fanin.errors import FaninError, UsageError
+from fanin.exports import EXPORTS, export
+from fanin.exports.rows import COLUMNS, rows
+from fanin.shelf import kept, remove, verify
+from fanin.stores import open_store
+from fanin.stores.smdebug.wire import as_bytes, as_text, fields
+from fanin.synthetic import mlp
+from fanin.trial import Mode, Trial
+from stores.smdebug_writer import TrialWriter, castagnoli
+
+
+def fanin(*arguments: str, given: str | None = None) -> Result:
+    """Run the command line."""
+    return CliRunner().invoke(main, arguments, input=given)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    """Two trials of ours, one of smdebug's, one that is damaged, and files of others."""
+    for name, init in (("a/good", "he_normal"), ("a/zeros", "zeros")):
+        write(tmp_path / name, mlp((8, 16, 16, 4), init, steps=2))
+    TrialWriter(tmp_path / "b").collections().step(0, {"relu_input_0": [1.0, 2.0]}).end()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/part-w00000-000000.parquet").write_bytes(b"nothing")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/notes.txt").write_text("mine")
+    return tmp_path
+
+
+def write(place: Path, trial: Trial) -> None:
+    """Keep a trial."""
+    writer = open_store(place).begin()
+    writer.describe(trial.spec)
+    for step in trial.steps:
+        writer.append(step)
+    writer.close()
+
+
+def test_trials_are_found_below_a_directory(shelf: Path) -> None:
+    found = {Path(one.uri).relative_to(shelf).as_posix(): one for one in kept(shelf)}
+    assert list(found) == ["a/good", "a/zeros", "b", "c"]
+    assert [one.trial is None for one in found.values()] == [False, False, False, True]
+    assert [Path(one.uri) for one in kept(shelf / "a/good")] == [shelf / "a/good"]
+    assert list(kept(shelf / "d")) == []
+
+
+def test_links_are_not_followed(shelf: Path) -> None:
+    (shelf / "d/up").symlink_to(shelf)
+    assert len(list(kept(shelf))) == 4
+
+
+@pytest.mark.parametrize("name", ["nothing", "d/notes.txt"])
+def test_what_is_no_directory_has_no_trials(name: str, shelf: Path) -> None:
+    with pytest.raises(UsageError, match="under a local directory"):
+        list(kept(shelf / name))
+
+
+def test_ls_shows_verdicts(shelf: Path) -> None:
+    result = fanin("trial", "ls", str(shelf))
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert len(lines) == 4
+    assert "a/zeros" in lines[1]
+    assert "poor" in lines[1]
+    assert "SageMaker's rule: undecided" in lines[2]
+    assert "cannot be read" in lines[3]
+    assert "poor" not in fanin("trial", "ls", str(shelf), "--no-verdict").stdout
+    assert "no trials under" in fanin("trial", "ls", str(shelf / "d")).stdout
+
+
+def test_show_counts_steps_and_tensors(shelf: Path) -> None:
+    said = fanin("trial", "show", str(shelf / "a/good")).stdout
+    assert "2 steps" in said
+    assert "weight_grad" in said
+    assert "3 tensors" in said
+    assert "closed" in said
+
+
+def test_names_from_a_trial_are_escaped(tmp_path: Path) -> None:
+    TrialWriter(tmp_path / "x").collections().step(
+        0, {"\x1b[31mNet_fc.weight": np.ones((2, 2)), "a_input_0": [1.0]}
+    )
+    for command in (["show", str(tmp_path / "x")], ["ls", str(tmp_path)]):
+        result = fanin("trial", *command)
+        assert result.exit_code == 0
+        assert "\x1b" not in result.stdout
+
+
+# ── export ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def trial() -> Trial:
+    """Three steps of a small network."""
+    return mlp((8, 16, 16, 4), steps=3)
+
+
+def test_the_forms_of_the_command_line_are_those_of_the_table() -> None:
+    assert tuple(EXPORTS) == cli_trial.FORMS
+    with pytest.raises(UsageError, match="no such form"):
+        export("xml", mlp((4, 4)))
+
+
+def test_a_table_has_every_tensor_and_loss(trial: Trial) -> None:
+    (data,) = export("csv", trial).values()
+    table = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+    assert tuple(table[0]) == COLUMNS
+    assert len(table) == sum(len(step.observations) + len(step.losses) for step in trial.steps)
+    seen = trial.steps[1].observations[0]
+    (row,) = (r for r in table if (r["step"], r["tensor"], r["role"]) == ("1", seen.tensor, seen.role.value))
+    assert float(row["variance"]) == seen.summary.variance
+    assert [float(r["mean"]) for r in table if r["role"] == "loss"] == [step.loss for step in trial.steps]
+    grad = next(r for r in table if r["role"] == "weight_grad")
+    assert float(grad["p5_low"]) <= float(grad["p5_high"]) < float(grad["p95_low"])
+
+
+def test_json_holds_the_same_and_is_strict(trial: Trial) -> None:
+    (data,) = export("json", trial).values()
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    found = json.loads(data, parse_constant=refuse)
+    assert len(found["rows"]) == len(list(rows(trial)))
+    assert found["spec"]["layers"][0]["path"] == trial.spec.layers[0].path
+
+
+def messages(data: bytes) -> list[memoryview]:
+    """The records of an event file, checked by checksums of the tests' own."""
+    found = []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        head, payload, foot = data[8:12], data[12 : 12 + length], data[12 + length : 16 + length]
+        assert struct.unpack("<II", head + foot) == (castagnoli(data[:8]), castagnoli(payload))
+        found.append(memoryview(payload))
+        data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_files_hold_scalars_and_histograms(trial: Trial) -> None:
+    (data,) = (
+        d for name, d in export("tensorboard", trial).items() if name == "train/events.out.tfevents.0.fanin"
+    )
+    first, *events = messages(data)
+    assert as_text(dict(fields(first))[3]) == "brain.Event:2"
+    assert [dict(fields(event))[2] for event in events] == [0, 1, 2]
+    values = [
+        dict(fields(as_bytes(v)))
+        for v in (value for _, value in fields(as_bytes(dict(fields(events[1]))[5])))
+    ]
+    by_tag = {as_text(value[1]): value for value in values}
+    assert struct.unpack("<f", as_bytes(by_tag["loss"][2]))[0] == pytest.approx(trial.steps[1].loss, rel=1e-6)
+    gradient = next(iter(trial.steps[1].of(trial.steps[1].observations[-1].role).values()))
+    tag = f"{gradient.role.value}/{gradient.tensor}"
+    assert struct.unpack("<f", as_bytes(by_tag[f"{tag}/variance"][2]))[0] == pytest.approx(
+        gradient.summary.variance, rel=1e-6
+    )
+    histograms = [value[5] for tag, value in by_tag.items() if 5 in value]
+    assert histograms
+    for histogram in histograms:
+        found = dict(fields(as_bytes(histogram)))
+        counts = np.frombuffer(as_bytes(found[7]), "<f8")
+        assert counts.sum() == struct.unpack("<d", as_bytes(found[3]))[0] > 0
+        assert len(counts) == len(as_bytes(found[6])) // 8
+
+
+def test_a_constant_tensor_has_a_histogram_too() -> None:
+    zeros = mlp((8, 8, 4), init="zeros", steps=1)
+    assert messages(next(iter(export("tensorboard", zeros).values())))
+
+
+def test_modes_are_runs_of_their_own(tmp_path: Path) -> None:
+    writer = TrialWriter(tmp_path).collections()
+    writer.step(0, {"loss_output_0": 1.0}, "TRAIN", 0).step(1, {"loss_output_0": np.nan}, "EVAL", 0)
+    found = open_store(tmp_path).load()
+    assert {step.mode for step in found.steps} == {Mode.TRAIN, Mode.EVAL}
+    assert sorted(export("tensorboard", found)) == [
+        "eval/events.out.tfevents.0.fanin",
+        "train/events.out.tfevents.0.fanin",
+    ]
+    assert isnan([float(row["mean"]) for row in rows(found)][1])
+
+
+@pytest.mark.parametrize("form", cli_trial.FORMS)
+def test_an_export_is_written_once_and_nothing_is_overwritten(form: str, shelf: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "exported"
+    arguments = ("trial", "export", str(shelf / "a/good"), "--to", form, "-o", str(target))
+    assert fanin(*arguments).exit_code == 0
+    assert target.is_dir() == (form == "tensorboard")
+    again = fanin(*arguments)
+    assert again.exit_code == 2
+    assert "there is something at this path already" in again.stderr
+
+
+# ── verify and remove ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_whole_is_said_to_be(shelf: Path) -> None:
+    assert "2 steps of 1 workers" in verify(shelf / "a/good")
+    assert "1 steps of 1 workers, 1 records; closed" in verify(shelf / "b")
+    result = fanin("trial", "verify", str(shelf / "a/good"))
+    assert (result.exit_code, result.stdout.startswith("whole: ")) == (0, True)
+
+
+def test_damage_is_found_in_what_no_rule_looks_at(shelf: Path) -> None:
+    TrialWriter(shelf / "b").step(1, {"gradient/a.bias": np.ones(9)})
+    file = shelf / "b/events/000000000001/000000000001_worker_0.tfevents"
+    file.write_bytes(file.read_bytes()[:-1])
+    open_store(shelf / "b").load()
+    with pytest.raises(FaninError, match="is damaged"):
+        verify(shelf / "b")
+    for name in ("b", "c"):
+        assert fanin("trial", "verify", str(shelf / name)).exit_code == 2
+
+
+def test_a_trial_is_removed_after_asking_and_nothing_else(shelf: Path) -> None:
+    place = shelf / "a/good"
+    (place / "mine.txt").write_text("stays")
+    (place / ".part-w00000-000009.parquet.1-ab.tmp").write_bytes(b"")
+    assert fanin("trial", "rm", str(place), given="n\n").exit_code == 2
+    assert len(list(place.iterdir())) > 2
+    assert fanin("trial", "rm", str(place), given="y\n").exit_code == 0
+    assert [path.name for path in place.iterdir()] == ["mine.txt"]
+    assert fanin("trial", "rm", str(shelf / "a/zeros"), "--yes").exit_code == 0
+    assert not (shelf / "a/zeros").exists()
+
+
+@pytest.mark.parametrize("name", ["b", "d", "d/notes.txt", "nothing", "."])
+def test_what_fanin_did_not_write_it_does_not_remove(name: str, shelf: Path) -> None:
+    before = sorted(shelf.rglob("*"))
+    with pytest.raises(UsageError, match="not a trial that fanin wrote"):
+        remove(shelf / name)
+    assert sorted(shelf.rglob("*")) == before
