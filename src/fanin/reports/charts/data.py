@@ -1,0 +1,371 @@
+"""What the charts show, as plain rows: no drawing here, and nothing but numbers and names.
+
+Depth is the place of a layer in the order in which they ran, from 1. Values that a log axis cannot show keep their
+place at its edge and say in `odd` what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import floor, isfinite, isnan, log, log10, nan, sqrt
+from typing import Any
+
+from fanin.change import Repair
+from fanin.finding import Diagnosis
+from fanin.measures import decades, uninformed_loss
+from fanin.moments import SIGMAS, expected
+from fanin.race import Race
+from fanin.reports.base import Reading, layer_readings, profile, shown_step, shown_worker, variance
+from fanin.reports.chart import Mark, marks_of
+from fanin.reports.charts.blocks import Label, block_of, labels
+from fanin.summary import Interval, TensorSummary
+from fanin.trial import Role, Step, Trial
+
+HALF_BAND = 0.5
+"""Decades that an output's variance may be off its reference: a factor of 3, between the 2 that sound schemes differ
+by and the 10 that no draw does by chance (see `fanin.propagation.OFF` and `CLIFF`)."""
+
+MARKS = {Mark.FAULT: "fault", Mark.DOWNSTREAM: "downstream", Mark.FREE: "in step"}
+"""How a layer stands to the faults, in the words of the charts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One layer at the first watched step.
+
+    Attributes:
+        depth, layer, block, type: Its place, its name, the block that it is part of, the framework's name for it.
+        mark: `fault`, `downstream` or `in step`.
+        first: Whether it is the first layer of the first fault.
+        variance, at, odd: Of its output as measured; where a log axis shows that; `zero`, `NaN`, `infinite` or empty.
+        low, high, sound: Where the variance should lie, and its middle; None where that is not known.
+        theory: The variance that mean-field theory expects of a sound draw.
+        spread, spread_at, spread_odd: The same of the gradient of its weight, 95th minus 5th percentile.
+        code, source: Of the first finding that concerns it.
+    """
+
+    depth: int
+    layer: str
+    block: str
+    type: str
+    mark: str
+    first: bool
+    variance: float | None
+    at: float | None
+    odd: str
+    low: float | None
+    high: float | None
+    sound: float | None
+    theory: float | None
+    spread: float | None
+    spread_at: float | None
+    spread_odd: str
+    code: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One layer at one step: log10(measured / expected); -inf for nothing at all, nan for what is not finite."""
+
+    depth: int
+    layer: str
+    step: int
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss at a step, of one of the curves."""
+
+    step: int
+    loss: float
+    curve: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankPoint:
+    """One layer as one rank saw it at step 0."""
+
+    depth: int
+    layer: str
+    rank: str
+    variance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One layer before and after a repair."""
+
+    depth: int
+    layer: str
+    when: str
+    variance: float
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """All that the charts show of a trial.
+
+    Attributes:
+        quantity: What the variance was taken of.
+        step: The step that the layers are shown at; None when nothing was watched.
+        points: Layers in forward order.
+        labels: What stands below the axis of depth.
+        cells: Layers by steps.
+        losses, uninformed: The curves, and the loss of the best constant output; nan where that is not known.
+        ranks: Only where there are several.
+        compared: Only where there is a repair.
+    """
+
+    quantity: str
+    step: int | None
+    points: tuple[Point, ...] = ()
+    labels: tuple[Label, ...] = ()
+    cells: tuple[Cell, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    uninformed: float = nan
+    ranks: tuple[RankPoint, ...] = ()
+    compared: tuple[Compared, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many layers there are."""
+        return len(self.points)
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """By the names that the charts know: strict JSON, what is not a number left out, four digits kept."""
+        groups: dict[str, Sequence[Any]] = {
+            "layers": self.points,
+            "labels": self.labels,
+            "cells": self.cells,
+            "losses": self.losses,
+            "ranks": self.ranks,
+            "compared": self.compared,
+        }
+        found = {name: [_plain(asdict(one)) for one in group] for name, group in groups.items()}
+        known = [{"loss": self.uninformed}] if isfinite(self.uninformed) else []
+        return found | {"uninformed": known}
+
+
+def figures(
+    trial: Trial, diagnosis: Diagnosis, *, repair: Repair | None = None, after: Trial | None = None
+) -> Figures:
+    """What the charts show of a trial, as the rank saw it that saw the first fault.
+
+    Args:
+        trial: What was seen.
+        diagnosis: What was made of it.
+        repair: What is proposed, with its proof.
+        after: The same look at the repaired network.
+    """
+    seen = trial.of_worker(shown_worker(trial, diagnosis))
+    shown = profile(seen, frozenset(origin.finding.layer for origin in diagnosis.origins))
+    points = tuple(_points(seen, diagnosis, shown.readings))
+    race = repair.proof if repair is not None and repair.proof is not None else trial.race
+    start = seen.start or shown_step(seen)
+    return Figures(
+        quantity=shown.quantity,
+        step=shown.step,
+        points=points,
+        labels=labels([(point.layer, point.block) for point in points]),
+        cells=tuple(_cells(seen, points)),
+        losses=tuple(_losses(trial, race, "repaired" if repair is not None else "sound re-draw")),
+        uninformed=_baseline(start, race),
+        ranks=tuple(_ranks(trial, points)),
+        compared=tuple(_compared(points, repair, after)),
+    )
+
+
+# ── layers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _points(trial: Trial, diagnosis: Diagnosis, readings: Sequence[Reading]) -> Iterator[Point]:
+    bands, theory = _bands(trial), _theory(trial)
+    types = {layer.path: layer.type_name for layer in trial.spec.layers}
+    concern = _concerns(diagnosis)
+    first = diagnosis.origins[0].finding.layer if diagnosis.origins else None
+    edges, spread_edges = _edges(r.variance for r in readings), _edges(r.spread for r in readings)
+    marks = marks_of(readings, diagnosis.origins)
+    for depth, (reading, mark) in enumerate(zip(readings, marks, strict=True), 1):
+        band, middle = bands.get(reading.layer), theory.get(reading.layer)
+        at, odd = _placed(reading.variance, edges)
+        spread_at, spread_odd = _placed(reading.spread, spread_edges)
+        code, source = concern.get(reading.layer, ("", ""))
+        yield Point(
+            depth=depth,
+            layer=reading.label,
+            block=block_of(reading.label),
+            type=types.get(reading.layer, ""),
+            mark=MARKS[mark],
+            first=reading.layer == first,
+            variance=reading.variance,
+            at=at,
+            odd=odd,
+            low=10**band.low if band else None,
+            high=10**band.high if band else None,
+            sound=10**band.middle if band else None,
+            theory=10**middle.middle if middle else None,
+            spread=reading.spread,
+            spread_at=spread_at,
+            spread_odd=spread_odd,
+            code=code,
+            source=source,
+        )
+
+
+def _concerns(diagnosis: Diagnosis) -> dict[str, tuple[str, str]]:
+    """The code and the line of the first finding that blames a layer."""
+    found: dict[str, tuple[str, str]] = {}
+    for finding in diagnosis.findings:
+        source = str(finding.source) if finding.source else ""
+        for path in (finding.layer, *finding.layers):
+            found.setdefault(path, (finding.code, source if path == finding.layer else ""))
+    return found
+
+
+def _bands(trial: Trial) -> dict[str, Interval]:
+    """Where log10 of an output's variance should lie: around that of the sound re-draw, or else as theory has it."""
+    reference = trial.reference
+    if reference is None:
+        return {path: _widened(band) for path, band in _theory(trial).items()}
+    seen = {r.layer: r.variance for r in layer_readings(trial, reference)}
+    middles = {path: log10(v) for path, v in seen.items() if v is not None and 0 < v < float("inf")}
+    return {path: Interval(m - HALF_BAND, m + HALF_BAND) for path, m in middles.items()}
+
+
+def _widened(band: Interval) -> Interval:
+    return Interval(min(band.low, band.middle - HALF_BAND), max(band.high, band.middle + HALF_BAND))
+
+
+def _theory(trial: Trial) -> dict[str, Interval]:
+    """log10 of the variance over the batch that a sound draw should have (see `fanin.moments`)."""
+    if trial.start is None:
+        return {}
+    moments = expected(trial.spec, trial.start, sound=True)
+    found = {}
+    for path, z in moments.signals.items():
+        noise = max(z.noise + 2 / moments.widths[path], 0.0)
+        if z.varying > 0 and isfinite(z.varying + noise):
+            middle, half = log10(z.varying) - noise / 2 / log(10), SIGMAS * sqrt(noise) / log(10)
+            found[path] = Interval(middle - half, middle + half)
+    return found
+
+
+def _edges(values: Iterable[float | None]) -> tuple[float, float]:
+    """A decade below the smallest and above the largest value that a log axis can show."""
+    known = [log10(v) for v in values if v is not None and v > 0 and isfinite(v)]
+    return (10.0 ** (floor(min(known)) - 1), 10.0 ** (floor(max(known)) + 2)) if known else (1e-3, 1e1)
+
+
+def _placed(value: float | None, edges: tuple[float, float]) -> tuple[float | None, str]:
+    """Where a log axis shows a value, and what is odd about it."""
+    if value is None:
+        return None, ""
+    if isnan(value):
+        return edges[1], "NaN"
+    if not isfinite(value):
+        return edges[1], "infinite"
+    return (value, "") if value > 0 else (edges[0], "zero")
+
+
+# ── layers by steps ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _cells(trial: Trial, points: Sequence[Point]) -> Iterator[Cell]:
+    """At the steps where a layer's output, or the activation input that it is, was seen."""
+    sound = {point.layer: (point.depth, point.sound) for point in points if point.sound}
+    behind = _activation_inputs(trial)
+    for path, (depth, middle) in sound.items():
+        per_unit = whole = nan
+        for step in trial.train_steps:
+            seen = _pre_activation(step, path, behind)
+            if seen is None:
+                continue
+            value = variance(seen)
+            if seen.units is not None:
+                per_unit, whole = value, seen.variance
+            elif whole > 0 and isfinite(value):
+                value *= per_unit / whole  # as large a share of it varies with the input as when that was last seen
+            yield Cell(depth, path, step.index, decades(value / middle) if middle and isfinite(value) else nan)
+
+
+def _activation_inputs(trial: Trial) -> Mapping[str, str]:
+    """The name of the activation input that is a layer's output, by the layer's path."""
+    return {
+        activation.inputs[0]: activation.tensor
+        for activation in reversed(trial.spec.activations)
+        if len(activation.inputs) == 1
+    }
+
+
+def _pre_activation(step: Step, path: str, behind: Mapping[str, str]) -> TensorSummary | None:
+    output = step.first(Role.OUTPUT).get(path)
+    seen = output or step.of(Role.ACTIVATION_INPUT).get(behind.get(path, ""))
+    return seen.summary if seen else None
+
+
+# ── the rest ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _losses(trial: Trial, race: Race | None, other: str) -> Iterator[Loss]:
+    """The steps that were watched; of a race, which is longer, the curves of either twin's best learning rate."""
+    if race is not None and race.heats:
+        given, reference = race.curves
+        yield from (Loss(i, loss, "as given") for i, loss in enumerate(given) if isfinite(loss))
+        yield from (Loss(i, loss, other) for i, loss in enumerate(reference) if isfinite(loss))
+        return
+    for step in trial.train_steps:
+        if isfinite(step.loss):
+            yield Loss(step.index, step.loss, "as given")
+
+
+def _baseline(start: Step | None, race: Race | None) -> float:
+    if race is not None and isfinite(race.uninformed):
+        return race.uninformed
+    return uninformed_loss(start) if start is not None else nan
+
+
+def _ranks(trial: Trial, points: Sequence[Point]) -> Iterator[RankPoint]:
+    if len(trial.workers) < 2:
+        return
+    depths = {point.layer: point.depth for point in points}
+    for worker in trial.workers:
+        for reading in profile(trial.of_worker(worker)).readings:
+            value = reading.variance
+            if reading.label in depths and value is not None and 0 < value < float("inf"):
+                yield RankPoint(depths[reading.label], reading.label, str(worker), value)
+
+
+def _compared(points: Sequence[Point], repair: Repair | None, after: Trial | None) -> Iterator[Compared]:
+    """Both looks at each layer that both have seen."""
+    step = shown_step(after) if after is not None else None
+    if after is None or step is None or repair is None or not repair.changes:
+        return
+    changed = {name.rpartition(".")[0] for name in repair.parameters}
+    now = {r.layer: r.variance for r in layer_readings(after, step)}
+    for point in points:
+        for when, value in (("as given", point.variance), ("repaired", now.get(point.layer))):
+            if value is not None and 0 < value < float("inf"):
+                yield Compared(point.depth, point.layer, when, value, point.layer in changed)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Without what is empty or no number; -inf, which is no output at all, stays as the lowest of decades."""
+    return {key: _short(value) for key, value in row.items() if not _is_empty(value)}
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and (isnan(value) or value == float("inf")))
+
+
+LOWEST = -99.0
+"""What stands for -inf in a row of decades: further than any float32 is."""
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return LOWEST if value == -float("inf") else float(f"{value:.4g}")
+    return value

@@ -1,0 +1,56 @@
+"""The loss beside that of a guess, which knows nothing of the input; supporting evidence only."""
+
+from __future__ import annotations
+
+import altair as alt
+
+from fanin.reports.charts import look
+from fanin.reports.charts.data import Figures
+
+TITLE = "Loss and its uninformed value"
+
+HALF = 430
+"""Pixels of a chart that leaves room for another beside it."""
+
+STYLES = {"as given": ("given", [1, 0]), "sound re-draw": ("band", [6, 3]), "repaired": ("band", [6, 3])}
+"""Curve -> its colour and its dashes."""
+
+
+def draw(shown: Figures) -> alt.LayerChart:
+    """By training step, or by step of a race where there was one."""
+    x = alt.X("step:Q", axis=alt.Axis(title="step", tickMinStep=1, format="d", grid=False), scale=alt.Scale(nice=False))
+    y = alt.Y("loss:Q", scale=alt.Scale(zero=False, nice=True), axis=_axis())
+    layers: list[alt.Chart] = list(_guess(y))
+    for curve in dict.fromkeys(loss.curve for loss in shown.losses):
+        layers += _curve(curve, x, y)
+    return look.finished(alt.layer(*layers), width=HALF, height=look.SMALL)
+
+
+def _axis() -> alt.Axis:
+    return alt.Axis(
+        title="loss", titleAnchor="end", titleAngle=0, titleAlign="left", titleX=0, titleY=-10,
+        minExtent=40, tickCount=5,
+    )  # fmt: skip
+
+
+def _guess(y: alt.Y) -> list[alt.Chart]:
+    data = alt.Chart(alt.NamedData("uninformed"))
+    rule = data.mark_rule(color=look.color("muted"), strokeDash=[2, 3]).encode(y=y)
+    text = data.mark_text(align="right", dy=-7, x="width", fontSize=10, color=look.color("muted"))
+    words = "'loss of the best constant output, ' + format(datum.loss, '.4~g')"
+    return [rule, text.encode(y=y, text="words:N").transform_calculate(words=words)]
+
+
+def _curve(curve: str, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    name, dash = STYLES[curve]
+    data = alt.Chart(alt.NamedData("losses")).transform_filter(f"datum.curve === '{curve}'")
+    line = data.mark_line(
+        color=look.color(name), strokeDash=dash, strokeWidth=2, point={"size": 16, "color": {"expr": name}, "filled": True}
+    )
+    last = data.mark_text(align="right", dy=-9, fontSize=11, fontWeight=600, color=look.color(name), text=curve)
+    end = [alt.SortField("step", order="descending")]
+    tips = [alt.Tooltip("curve:N"), alt.Tooltip("step:Q"), alt.Tooltip("loss:Q", format=".4~g")]
+    return [
+        line.encode(x=x, y=y, tooltip=tips),
+        last.encode(x=x, y=y).transform_window(place="row_number()", sort=end).transform_filter("datum.place === 1"),
+    ]
