@@ -11,7 +11,15 @@ from fanin.finding import Diagnosis
 from fanin.reports.base import Renderer
 from fanin.trial import Trial
 
-FORMATS = {"terminal": "fanin.reports.terminal", "json": "fanin.reports.json"}
+FORMATS = {
+    "terminal": "fanin.reports.terminal",
+    "json": "fanin.reports.json",
+    "html": "fanin.reports.html",
+    "markdown": "fanin.reports.markdown",
+    "sarif": "fanin.reports.sarif",
+    "junit": "fanin.reports.junit",
+    "github": "fanin.reports.github",
+}
 """Format -> module, which holds a function called `render`."""
 
 

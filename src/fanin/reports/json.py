@@ -97,7 +97,7 @@ def _effect(effect: Effect) -> dict[str, Any]:
 def _report(trial: Trial, diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
-        "tool": {"name": "fanin", "version": _version()},
+        "tool": {"name": "fanin", "version": tool_version()},
         "verdict": diagnosis.verdict.value,
         "confidence": diagnosis.confidence,
         "decided_by": diagnosis.decided_by or None,
@@ -135,7 +135,7 @@ def _race(race: Race | None) -> dict[str, Any] | None:
     }
 
 
-def _version() -> str:
+def tool_version() -> str:
     try:
         return version("fanin")
     except PackageNotFoundError:  # run from a source tree that was never installed

@@ -16,13 +16,7 @@ STYLES = {"as given": ("fault", [5, 3]), "repaired": ("given", [1, 0])}
 def draw(shown: Figures) -> alt.LayerChart:
     """Variance against depth as given and repaired, with the band where it should lie."""
     count = shown.count
-    at = look.log_axis("variance", f"{shown.quantity} (log)")
-    band = (
-        alt.Chart(alt.NamedData("layers"))
-        .mark_area(color=look.color("band"), opacity=0.2, interpolate="monotone")
-        .encode(x=look.depth(count), y=look.log_axis("low", ""), y2="high:Q")
-        .transform_filter("isValid(datum.low)")
-    )
+    at = look.log_axis("variance", f"{shown.quantity}, log scale", shown.decades)
     lines = [chart for when in STYLES for chart in _line(count, when, at)]
     changed = (
         alt.Chart(alt.NamedData("compared"))
@@ -30,21 +24,18 @@ def draw(shown: Figures) -> alt.LayerChart:
         .encode(x=look.depth(count), y=at)
         .transform_filter("datum.changed && datum.when === 'repaired'")
     )
-    layers = [*look.ground(count), band, *look.pointer(count), *lines, changed, look.targets(count)]
+    layers = [*look.ground(count), *look.expected(shown), *look.pointer(count), *lines, changed, look.targets(count)]
     return look.finished(alt.layer(*layers))
 
 
 def _line(count: int, when: str, at: alt.Y) -> list[alt.Chart]:
     name, dash = STYLES[when]
-    data = alt.Chart(alt.NamedData("compared")).transform_filter(f"datum.when === '{when}'")
-    line = data.mark_line(color=look.color(name), strokeDash=dash, strokeWidth=2)
-    text = data.mark_text(
-        align="right", dy=-10 if when == "repaired" else 14, fontSize=11, fontWeight=600, color=look.color(name), text=when
-    )
+    data = alt.Chart(alt.NamedData("compared")).encode(x=look.depth(count), y=at)
+    data = data.transform_filter(f"datum.when === '{when}'")
     end = [alt.SortField("depth", order="descending")]
+    last = data.transform_window(place="row_number()", sort=end).transform_filter("datum.place === 1")
+    style = {"align": "right", "dy": -11 if when == "repaired" else 14, "fontSize": 11, "fontWeight": 600}
     return [
-        line.encode(x=look.depth(count), y=at),
-        text.encode(x=look.depth(count), y=at)
-        .transform_window(place="row_number()", sort=end)
-        .transform_filter("datum.place === 1"),
+        data.mark_line(color=look.color(name), strokeDash=dash, strokeWidth=2),
+        *look.words(last, "when", name, **style),
     ]

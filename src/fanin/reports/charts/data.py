@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import floor, isfinite, isnan, log, log10, nan, sqrt
+from math import ceil, floor, isfinite, isnan, log, log10, nan, sqrt
 from typing import Any
 
 from fanin.change import Repair
@@ -131,12 +131,34 @@ class Figures:
     compared: tuple[Compared, ...] = ()
 
     @property
+    def decades(self) -> tuple[int, int]:
+        """Whole decades that hold every variance and every band."""
+        found = [v for p in self.points for v in (p.at, p.low, p.high, p.theory)]
+        return _decades([*found, *(c.variance for c in self.compared), *(r.variance for r in self.ranks)])
+
+    @property
+    def spread_decades(self) -> tuple[int, int]:
+        """Whole decades that hold every spread of gradients."""
+        return _decades([point.spread_at for point in self.points])
+
+    @property
+    def loss_span(self) -> tuple[float, float]:
+        """From the least to the largest loss, the uninformed one among them, and a tenth of it at least: what moves
+        less looks flat, as it is. A spike is cut off at three uninformed losses."""
+        known = [loss.loss for loss in self.losses]
+        base = self.uninformed if isfinite(self.uninformed) else known[0]
+        low, high = min(known + [base]), max(known + [base])
+        high = min(high, 3 * base) if base > 0 else high
+        spare = max(LEAST_SPAN * abs(base) - (high - low), 0.08 * (high - low)) / 2
+        return low - spare, high + spare
+
+    @property
     def count(self) -> int:
         """How many layers there are."""
         return len(self.points)
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """By the names that the charts know: strict JSON, what is not a number left out, four digits kept."""
+        """By the names that the charts know: strict JSON, what is no number is left out, and few digits are kept."""
         groups: dict[str, Sequence[Any]] = {
             "layers": self.points,
             "labels": self.labels,
@@ -260,6 +282,21 @@ def _edges(values: Iterable[float | None]) -> tuple[float, float]:
     return (10.0 ** (floor(min(known)) - 1), 10.0 ** (floor(max(known)) + 2)) if known else (1e-3, 1e1)
 
 
+LEAST_SPAN = 0.1
+"""Of the uninformed loss: the least that an axis of losses covers."""
+
+LEAST_DECADES = 3
+"""That a log axis covers, so that a factor of 2 does not look like a cliff."""
+
+
+def _decades(values: Iterable[float | None]) -> tuple[int, int]:
+    known = [log10(v) for v in values if v is not None and v > 0 and isfinite(v)] or [0.0]
+    low, high = floor(min(known)), ceil(max(known))
+    while high - low < LEAST_DECADES:
+        low, high = (low - 1, high) if min(known) - low <= high - max(known) else (low, high + 1)
+    return low, high
+
+
 def _placed(value: float | None, edges: tuple[float, float]) -> tuple[float | None, str]:
     """Where a log axis shows a value, and what is odd about it."""
     if value is None:
@@ -354,7 +391,7 @@ def _compared(points: Sequence[Point], repair: Repair | None, after: Trial | Non
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """Without what is empty or no number; -inf, which is no output at all, stays as the lowest of decades."""
-    return {key: _short(value) for key, value in row.items() if not _is_empty(value)}
+    return {key: _short(value, DIGITS.get(key, 4)) for key, value in row.items() if not _is_empty(value)}
 
 
 def _is_empty(value: Any) -> bool:
@@ -365,7 +402,11 @@ LOWEST = -99.0
 """What stands for -inf in a row of decades: further than any float32 is."""
 
 
-def _short(value: Any) -> Any:
+DIGITS = {"loss": 7}
+"""Digits kept of a column, where 4 would hide that it moves."""
+
+
+def _short(value: Any, digits: int) -> Any:
     if isinstance(value, float):
-        return LOWEST if value == -float("inf") else float(f"{value:.4g}")
+        return LOWEST if value == -float("inf") else float(f"{value:.{digits}g}")
     return value

@@ -16,7 +16,7 @@ DOCUMENTED = 0.001
 def draw(shown: Figures) -> alt.LayerChart:
     """On a log axis, with the documented rule's threshold where it is in sight."""
     count, data = shown.count, alt.NamedData("layers")
-    at = look.log_axis("spread_at", "95th minus 5th percentile (log)")
+    at = look.log_axis("spread_at", "95th minus 5th percentile, log scale", shown.spread_decades)
     line = (
         alt.Chart(data)
         .mark_line(color=look.color("given"), strokeWidth=2)
@@ -25,15 +25,15 @@ def draw(shown: Figures) -> alt.LayerChart:
     )
     marks = [look.dots(count, "spread_at", at), look.odd_ones(count, "spread_at", "spread_odd", at)]
     tips = [alt.Tooltip("spread:Q", title="p95 - p5", format=".2e")]
-    layers = [*look.ground(count, look.SMALL), *_threshold(at), *look.pointer(count), line, *marks]
+    low, high = shown.spread_decades
+    threshold = _threshold(at) if 10.0**low <= DOCUMENTED <= 10.0**high else []
+    layers = [*look.ground(count, look.SMALL), *threshold, *look.pointer(count), line, *marks]
     return look.finished(alt.layer(*layers, look.targets(count, *tips)), height=look.SMALL)
 
 
 def _threshold(at: alt.Y) -> list[alt.Chart]:
-    data = alt.InlineData(values=[{"spread_at": DOCUMENTED}])
-    rule = alt.Chart(data).mark_rule(color=look.color("muted"), strokeDash=[2, 3]).encode(y=at)
     words = f"SageMaker's rule fires below {DOCUMENTED}"
-    text = alt.Chart(data).mark_text(
-        align="right", dy=-7, x="width", fontSize=10, color=look.color("muted"), text=words
-    )
-    return [rule, text.encode(y=at)]
+    data = alt.InlineData(values=[{"spread_at": DOCUMENTED, "words": words}])
+    rule = alt.Chart(data).mark_rule(color=look.color("muted"), strokeDash=[2, 3]).encode(y=at)
+    style = {"align": "left", "dx": 6, "dy": -8, "fontSize": 10, "x": 0}
+    return [rule, *look.words(alt.Chart(data).encode(y=at), "words", "muted", **style)]

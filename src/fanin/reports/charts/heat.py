@@ -37,7 +37,11 @@ def draw(shown: Figures) -> alt.LayerChart:
         .encode(x=look.depth(count), y=row)
         .transform_filter("!isValid(datum.ratio)")
     )
-    layers = [*look.ground(count, height), cells, crossed, *look.pointer(count)]
+    unseen = alt.Chart(alt.InlineData(values=[{"from": 0.5, "to": count + 0.5}])).mark_rect(
+        fill=look.color("grid"), y=0, y2=height
+    )
+    below = unseen.encode(x=look.depth(count, "from"), x2="to:Q")
+    layers = [*look.ground(count, height), below, cells, crossed, *look.pointer(count)]
     return look.finished(alt.layer(*layers), height=height)
 
 
@@ -50,12 +54,12 @@ def _steps() -> alt.Axis:
 
 def _ratio() -> alt.Color:
     ends = [{"expr": "low"}, {"expr": "paper"}, {"expr": "high"}]
-    words = f"datum.value == 0 ? 'as expected' : (datum.value < 0 ? '÷ ' : '× ') + format(pow(10, abs(datum.value)), '~s')"
+    words = f"datum.value == 0 ? 'as expected' : (datum.value < 0 ? '÷' : '×') + format(pow(10, abs(datum.value)), 'd')"
     return alt.Color(
         "ratio:Q",
         scale=alt.Scale(domain=[-FURTHEST, 0, FURTHEST], range=ends, clamp=True, interpolate="lab"),
         legend=alt.Legend(
-            title=None, orient="top-right", direction="horizontal", gradientLength=260, gradientThickness=8,
+            title=None, orient="top-right", direction="horizontal", gradientLength=380, gradientThickness=8,
             values=list(range(-FURTHEST, FURTHEST + 1)), labelExpr=words, offset=-26,
         ),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 import altair as alt
 
 from fanin.reports.charts.blocks import WIDTH
+from fanin.reports.charts.data import Figures
 
 HEIGHT, SMALL = 230, 180
 """Pixels of a chart that carries the verdict, and of one that supports it."""
@@ -105,11 +106,17 @@ def depth(count: int, field: str = "depth") -> alt.X:
     return alt.X(f"{field}:Q", scale=depth_scale(count), axis=None)
 
 
-def log_axis(field: str, title: str) -> alt.Y:
-    """A log axis whose decades are labelled 10^n."""
+TICKS = 6
+"""Most labels of a log axis."""
+
+
+def log_axis(field: str, title: str, decades: tuple[int, int]) -> alt.Y:
+    """A log axis over these decades, some of which are labelled."""
+    low, high = decades
+    stride = -(-(high - low) // TICKS)
     return alt.Y(
         f"{field}:Q",
-        scale=alt.Scale(type="log", nice=True, clamp=True),
+        scale=alt.Scale(type="log", domain=[10.0**low, 10.0**high], nice=False, clamp=True),
         axis=alt.Axis(
             title=title,
             titleAnchor="end",
@@ -119,16 +126,22 @@ def log_axis(field: str, title: str) -> alt.Y:
             titleY=-10,
             minExtent=LEFT,
             maxExtent=LEFT,
-            tickCount=6,
+            values=[10.0**decade for decade in range(low, high + 1, stride)],
             labelExpr=POWERS,
         ),
     )
 
 
 POWERS = (
-    "datum.value >= 0.01 && datum.value <= 100 ? format(datum.value, '~r') :"
+    "datum.value >= 0.009 && datum.value <= 101 ? format(datum.value, '~r') :"
     " '1e' + round(log(datum.value) / log(10))"
 )
+
+
+def words(chart: alt.Chart, text: str, name: str, **style: Any) -> list[alt.Chart]:
+    """A text on a ground of its own, so that it can be read on lines; `text` is a field."""
+    halo = chart.mark_text(stroke=color("paper"), strokeWidth=4, strokeJoin="round", **style)
+    return [one.encode(text=f"{text}:N") for one in (halo, chart.mark_text(color=color(name), **style))]
 
 
 def ground(count: int, height: float = HEIGHT) -> list[alt.Chart]:
@@ -144,8 +157,30 @@ def ground(count: int, height: float = HEIGHT) -> list[alt.Chart]:
         alt.Chart(data)
         .mark_text(baseline="top", fontSize=11, color=color("muted"), y=height + 7)
         .encode(x=depth(count, "middle"), text="text:N")
+        .transform_filter("isValid(datum.text)")
     )
     return [shade, names]
+
+
+def expected(shown: Figures) -> list[alt.Chart]:
+    """The band where a sound draw of the same network lies, and, dashed, what theory expects."""
+    count, data = shown.count, alt.Chart(alt.NamedData("layers"))
+    low, theory = (log_axis(field, "", shown.decades) for field in ("low", "theory"))
+    smooth: dict[str, Any] = {"color": color("band"), "interpolate": "monotone"}
+    band = data.mark_area(opacity=0.2, **smooth).encode(x=depth(count), y=low, y2="high:Q")
+    line = data.mark_line(strokeDash=[3, 3], strokeWidth=1.25, **smooth).encode(x=depth(count), y=theory)
+    name = (
+        data.encode(x=depth(count), y=log_axis("high", "", shown.decades))
+        .transform_window(place="row_number()", sort=[alt.SortField("depth", order="descending")])
+        .transform_filter("datum.place === 1 && isValid(datum.high)")
+        .transform_calculate(words="'expected'")
+    )
+    style = {"align": "right", "dy": -8, "fontSize": 11, "fontWeight": 600}
+    return [
+        band.transform_filter("isValid(datum.low)"),
+        line.transform_filter("isValid(datum.theory)"),
+        *words(name, "words", "band", **style),
+    ]
 
 
 def pointer(count: int) -> list[alt.Chart]:
@@ -206,5 +241,5 @@ def odd_ones(count: int, place: str, odd: str, log_y: alt.Y) -> alt.Chart:
         .mark_text(fontSize=10, fontWeight="bold", color=color("fault"), dy=-11)
         .encode(x=depth(count), y=log_y, text=f"{odd}:N")
         .transform_window(before=f"lag({odd})", sort=[alt.SortField("depth")])
-        .transform_filter(f"isValid(datum.{odd}) && datum.{odd} !== datum.before && isValid(datum.{place})")
+        .transform_filter(f"isValid(datum.{odd}) && datum.{odd} !== datum.before && isValid(datum.{place}) && !datum.first")
     )

@@ -19,7 +19,7 @@ STYLES = {"as given": ("given", [1, 0]), "sound re-draw": ("band", [6, 3]), "rep
 def draw(shown: Figures) -> alt.LayerChart:
     """By training step, or by step of a race where there was one."""
     x = alt.X("step:Q", axis=alt.Axis(title="step", tickMinStep=1, format="d", grid=False), scale=alt.Scale(nice=False))
-    y = alt.Y("loss:Q", scale=alt.Scale(zero=False, nice=True), axis=_axis())
+    y = alt.Y("loss:Q", scale=alt.Scale(domain=list(shown.loss_span), nice=False, clamp=True), axis=_axis())
     layers: list[alt.Chart] = list(_guess(y))
     for curve in dict.fromkeys(loss.curve for loss in shown.losses):
         layers += _curve(curve, x, y)
@@ -36,21 +36,18 @@ def _axis() -> alt.Axis:
 def _guess(y: alt.Y) -> list[alt.Chart]:
     data = alt.Chart(alt.NamedData("uninformed"))
     rule = data.mark_rule(color=look.color("muted"), strokeDash=[2, 3]).encode(y=y)
-    text = data.mark_text(align="right", dy=-7, x="width", fontSize=10, color=look.color("muted"))
-    words = "'loss of the best constant output, ' + format(datum.loss, '.4~g')"
-    return [rule, text.encode(y=y, text="words:N").transform_calculate(words=words)]
+    words = "'the best constant output: ' + format(datum.loss, '.4~g')"
+    style = {"align": "left", "dx": 6, "dy": -8, "x": 0, "fontSize": 10}
+    return [rule, *look.words(data.encode(y=y).transform_calculate(words=words), "words", "muted", **style)]
 
 
 def _curve(curve: str, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     name, dash = STYLES[curve]
-    data = alt.Chart(alt.NamedData("losses")).transform_filter(f"datum.curve === '{curve}'")
-    line = data.mark_line(
-        color=look.color(name), strokeDash=dash, strokeWidth=2, point={"size": 16, "color": {"expr": name}, "filled": True}
-    )
-    last = data.mark_text(align="right", dy=-9, fontSize=11, fontWeight=600, color=look.color(name), text=curve)
+    data = alt.Chart(alt.NamedData("losses")).encode(x=x, y=y).transform_filter(f"datum.curve === '{curve}'")
+    dots = {"size": 16, "color": {"expr": name}, "filled": True}
+    tips = [alt.Tooltip("curve:N"), alt.Tooltip("step:Q"), alt.Tooltip("loss:Q", format=".5~g")]
+    line = data.mark_line(color=look.color(name), strokeDash=dash, strokeWidth=2, point=dots)
     end = [alt.SortField("step", order="descending")]
-    tips = [alt.Tooltip("curve:N"), alt.Tooltip("step:Q"), alt.Tooltip("loss:Q", format=".4~g")]
-    return [
-        line.encode(x=x, y=y, tooltip=tips),
-        last.encode(x=x, y=y).transform_window(place="row_number()", sort=end).transform_filter("datum.place === 1"),
-    ]
+    last = data.transform_window(place="row_number()", sort=end).transform_filter("datum.place === 1")
+    style = {"align": "right", "dy": -10, "fontSize": 11, "fontWeight": 600}
+    return [line.encode(tooltip=tips), *look.words(last, "curve", name, **style)]

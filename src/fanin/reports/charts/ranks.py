@@ -9,14 +9,10 @@ from fanin.reports.charts.data import Figures
 
 TITLE = "Variance by rank at step 0"
 
-MANY = 16
-"""Ranks from which a legend would be longer than the chart."""
-
-
 def draw(shown: Figures) -> alt.LayerChart:
     """One tick for each rank, and a line from the smallest to the largest."""
     count, data = shown.count, alt.Chart(alt.NamedData("ranks"))
-    at = look.log_axis("variance", f"{shown.quantity} by rank (log)")
+    at = look.log_axis("variance", f"{shown.quantity} of each rank, log scale", shown.decades)
     span = data.mark_rule(color=look.color("muted"), opacity=0.6).encode(
         x=look.depth(count), y=alt.Y("min(variance):Q", scale=at.scale, axis=at.axis), y2="max(variance):Q"
     )
