@@ -9,7 +9,7 @@ from math import nan
 from time import monotonic
 from typing import Any
 
-from fanin import judgement, prescribe, reports
+from fanin import judgement, prescribe
 from fanin.adapters.base import Adapter, Treated
 from fanin.budget import Budget
 from fanin.change import Effect, Plan, Reach, Repair, Safety
@@ -17,6 +17,7 @@ from fanin.errors import BatchError, UsageError
 from fanin.examine import Report, built, check, judge
 from fanin.finding import Diagnosis, Finding, Verdict
 from fanin.patch import Patch, patch
+from fanin.proposal import RepairReport as RepairReport
 from fanin.race import MOST, Outcome, Race, RaceOptions
 from fanin.trial import RECHECK, Trial
 
@@ -30,63 +31,6 @@ percent, and a layer that is left too large multiplies it."""
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, planned): phases are `check`, `repair` and `proof`; of the proof passes are counted, and
 its first call, with 0 done, comes before it begins."""
-
-
-@dataclass(slots=True)
-class RepairReport:
-    """A network, what is wrong with it, and what would cure it. `print(report)` shows all of it.
-
-    Attributes:
-        model: The model as given, or as the given function built it.
-        report: What `check` says of it as it was.
-        repair: The repair that is proposed; None where there is none.
-        after: What `check` says of the repaired network; None without a repair.
-        discarded: Repairs that were tried and did not win.
-        applied: Whether the model now holds the repair.
-    """
-
-    model: Any
-    report: Report
-    repair: Repair | None = None
-    after: Report | None = None
-    discarded: tuple[Repair, ...] = ()
-    applied: bool = False
-    _undo: Callable[[], None] | None = field(default=None, repr=False)
-
-    @property
-    def verdict(self) -> Verdict:
-        """Of the network as given: healthy, poor or undecided."""
-        return self.report.verdict
-
-    @property
-    def code(self) -> str:
-        """Plain initialization code that repairs a model called `model`; empty where nothing is proposed."""
-        return self.repair.code if self.repair is not None else ""
-
-    def undo(self) -> None:
-        """Give the model the values back that it had, bit for bit; nothing where nothing was applied."""
-        if self._undo is not None and self.applied:
-            self._undo()
-            self.applied = False
-
-    def render(
-        self, form: str = "terminal", *, diff: bool = False, width: int = 80, color: bool = False
-    ) -> str:
-        """The report as text, in a format of `fanin.reports`; with the change of files where `diff` asks for it."""
-        return reports.render_repair(
-            form,
-            self.report.trial,
-            self.report.diagnosis,
-            self.repair,
-            self.discarded,
-            applied=self.applied,
-            diff=diff,
-            width=width,
-            color=color,
-        )
-
-    def __str__(self) -> str:
-        return self.render()
 
 
 def repair(

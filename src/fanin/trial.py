@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from importlib import import_module
 from math import nan
 from pathlib import PurePath
 
@@ -334,6 +335,10 @@ class Trial:
     def of_worker(self, worker: int) -> Trial:
         """What one rank saw."""
         return replace(self, steps=tuple(_steps_of(self.steps, worker)))
+
+    def _repr_html_(self) -> str:
+        # By name: a notebook asks the object itself, and a noun knows nothing of the reports above it.
+        return str(import_module("fanin.reports.notebook").of_trial(self))
 
 
 def _half_of(step: Step, which: int) -> Step:

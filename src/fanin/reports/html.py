@@ -22,7 +22,7 @@ from fanin.reports import charts, outline
 from fanin.reports.charts import Figures
 from fanin.reports.charts.data import Point
 from fanin.reports.json import tool_version
-from fanin.reports.typeset import escape, number, short
+from fanin.reports.typeset import escape, number
 from fanin.trial import LayerSpec, Trial
 
 SYMBOLS = {Verdict.HEALTHY: "✓", Verdict.POOR: "✕", Verdict.UNDECIDED: "?"}
@@ -122,7 +122,7 @@ def _template() -> Any:
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_printable
     )
-    environment.filters |= {"number": number, "short": short, "lines": _lines, "raw": _raw, "slug": _slug}
+    environment.filters |= {"number": number, "lines": _lines, "raw": _raw, "slug": _slug}
     return environment.from_string(_part("report.html"))
 
 

@@ -18,6 +18,13 @@ LONGEST = 22
 """Letters of a label."""
 
 
+ASIDE = 40.0
+"""Pixels that a label may reach beyond the left end of the axis, and half of that beyond the right."""
+
+STRIPED = 60
+"""Blocks beyond which stripes would flicker."""
+
+
 @dataclass(frozen=True, slots=True)
 class Label:
     """A block below the axis of depth.
@@ -60,12 +67,12 @@ def labels(layers: Sequence[tuple[str, str]]) -> tuple[Label, ...]:
 
 def _placed(groups: Sequence[tuple[str, int]], count: int) -> Iterator[Label]:
     """Names from left to right, each where the one before has ended."""
-    start, free = 0.5, 0.0
+    start, free = 0.5, -ASIDE
     for place, (name, size) in enumerate(groups):
         middle = start + size / 2
         text = elide(escape(name), LONGEST)
         half, centre = len(text) * LETTER / 2, (middle - 0.5) / count * WIDTH
-        fits = centre - half >= free and centre + half <= WIDTH + 30
+        fits = centre - half >= free and centre + half <= WIDTH + ASIDE / 2
         free = centre + half + 2 * LETTER if fits else free
-        yield Label(start, start + size, middle, text if fits else "", place % 2 == 1)
+        yield Label(start, start + size, middle, text if fits else "", place % 2 == 1 and len(groups) <= STRIPED)
         start += size

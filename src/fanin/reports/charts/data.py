@@ -70,7 +70,6 @@ class Cell:
     """One layer at one step: log10(measured / expected); -inf for nothing at all, nan for what is not finite."""
 
     depth: int
-    layer: str
     step: int
     ratio: float
 
@@ -326,7 +325,7 @@ def _cells(trial: Trial, points: Sequence[Point]) -> Iterator[Cell]:
                 per_unit, whole = value, seen.variance
             elif whole > 0 and isfinite(value):
                 value *= per_unit / whole  # as large a share of it varies with the input as when that was last seen
-            yield Cell(depth, path, step.index, decades(value / middle) if middle and isfinite(value) else nan)
+            yield Cell(depth, step.index, decades(value / middle) if middle and isfinite(value) else nan)
 
 
 def _activation_inputs(trial: Trial) -> Mapping[str, str]:

@@ -35,5 +35,5 @@ def _threshold(at: alt.Y) -> list[alt.Chart]:
     words = f"SageMaker's rule fires below {DOCUMENTED}"
     data = alt.InlineData(values=[{"spread_at": DOCUMENTED, "words": words}])
     rule = alt.Chart(data).mark_rule(color=look.color("muted"), strokeDash=[2, 3]).encode(y=at)
-    style = {"align": "left", "dx": 6, "dy": -8, "fontSize": 10, "x": 0}
+    style = {"align": "left", "dx": 6, "dy": 9, "fontSize": 10, "x": 0}
     return [rule, *look.words(alt.Chart(data).encode(y=at), "words", "muted", **style)]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import altair as alt
 
 from fanin.reports.charts import look
+from fanin.reports.charts.blocks import WIDTH
 from fanin.reports.charts.data import Figures
 
 TITLE = "Measured / expected variance, layers by steps"
 
 FURTHEST = 3
 """Decades at which colours end: a factor of 1000 is as bad as a million."""
+
+KEY = 390
+"""Pixels of the key: seven labels, the longest of 62."""
 
 ROW = 20
 """Pixels of a step."""
@@ -24,8 +28,11 @@ def draw(shown: Figures) -> alt.LayerChart:
     count = shown.count
     steps = sorted({cell.step for cell in shown.cells})
     height = max(ROW * len(steps), ROW)
-    data = alt.Chart(alt.NamedData("cells")).transform_calculate(
-        **{"from": "datum.depth - 0.5", "to": "datum.depth + 0.5"}
+    names = alt.LookupData(data=alt.NamedData("layers"), key="depth", fields=["layer"])
+    data = (
+        alt.Chart(alt.NamedData("cells"))
+        .transform_lookup(lookup="depth", from_=names)
+        .transform_calculate(**{"from": "datum.depth - 0.5", "to": "datum.depth + 0.5"})
     )
     row = alt.Y("step:O", scale=alt.Scale(domain=steps, padding=0), axis=_steps())
     cells = data.mark_rect(
@@ -42,7 +49,7 @@ def draw(shown: Figures) -> alt.LayerChart:
     )
     below = unseen.encode(x=look.depth(count, "from"), x2="to:Q")
     layers = [*look.ground(count, height), below, cells, crossed, *look.pointer(count)]
-    return look.finished(alt.layer(*layers), height=height)
+    return look.finished(alt.layer(*layers), height=height, top=44)
 
 
 def _steps() -> alt.Axis:
@@ -59,8 +66,8 @@ def _ratio() -> alt.Color:
         "ratio:Q",
         scale=alt.Scale(domain=[-FURTHEST, 0, FURTHEST], range=ends, clamp=True, interpolate="lab"),
         legend=alt.Legend(
-            title=None, orient="top-right", direction="horizontal", gradientLength=380, gradientThickness=8,
-            values=list(range(-FURTHEST, FURTHEST + 1)), labelExpr=words, offset=-26,
+            title=None, orient="none", legendX=WIDTH - KEY - 8, legendY=-36, direction="horizontal",
+            gradientLength=KEY, gradientThickness=8, values=list(range(-FURTHEST, FURTHEST + 1)), labelExpr=words,
         ),
     )  # fmt: skip
 

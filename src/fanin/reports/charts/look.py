@@ -66,9 +66,10 @@ def params() -> list[alt.Parameter]:
     return [*(alt.param(name=name, value=value) for name, value in LIGHT.items()), *choices]
 
 
-def finished(chart: alt.LayerChart, *, width: float = WIDTH, height: float = HEIGHT) -> alt.LayerChart:
-    """With its size, its colours and its type."""
-    sized = chart.properties(width=width, height=height, padding={"left": 2, "right": 12, "top": 6, "bottom": 2})
+def finished(chart: alt.LayerChart, *, width: float = WIDTH, height: float = HEIGHT, top: float = 26) -> alt.LayerChart:
+    """With its colours, its type, and its size: edges are fixed, so that layers of all charts stand below one another."""
+    edges = {"left": LEFT + 8, "right": 22, "top": top, "bottom": 24}
+    sized = chart.properties(width=width, height=height, padding=edges, autosize="none")
     return sized.add_params(*params()).configure(**CONFIG)
 
 
@@ -232,6 +233,17 @@ def _by_mark(*, hollow: bool) -> dict[str, Any]:
         ],
         "value": {"expr": "given"},
     }
+
+
+def rug(count: int, height: float = HEIGHT) -> alt.Chart:
+    """Along the axis, how layers stand to the faults: also where there is no room for a dot each."""
+    return (
+        alt.Chart(alt.NamedData("layers"))
+        .mark_rect(y=height - 4, y2=height)
+        .encode(x=depth(count, "from"), x2="to:Q", fill=_by_mark(hollow=False))
+        .transform_calculate(**{"from": "datum.depth - 0.5", "to": "datum.depth + 0.5"})
+        .transform_filter("datum.mark !== 'in step'")
+    )
 
 
 def odd_ones(count: int, place: str, odd: str, log_y: alt.Y) -> alt.Chart:

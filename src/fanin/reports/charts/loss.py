@@ -9,8 +9,8 @@ from fanin.reports.charts.data import Figures
 
 TITLE = "Loss and its uninformed value"
 
-HALF = 430
-"""Pixels of a chart that leaves room for another beside it."""
+LOW = 130
+"""Pixels: it supports the verdict, and never carries it."""
 
 STYLES = {"as given": ("given", [1, 0]), "sound re-draw": ("band", [6, 3]), "repaired": ("band", [6, 3])}
 """Curve -> its colour and its dashes."""
@@ -18,18 +18,18 @@ STYLES = {"as given": ("given", [1, 0]), "sound re-draw": ("band", [6, 3]), "rep
 
 def draw(shown: Figures) -> alt.LayerChart:
     """By training step, or by step of a race where there was one."""
-    x = alt.X("step:Q", axis=alt.Axis(title="step", tickMinStep=1, format="d", grid=False), scale=alt.Scale(nice=False))
+    x = alt.X("step:Q", axis=alt.Axis(title=None, tickMinStep=1, format="d", grid=False), scale=alt.Scale(nice=False))
     y = alt.Y("loss:Q", scale=alt.Scale(domain=list(shown.loss_span), nice=False, clamp=True), axis=_axis())
     layers: list[alt.Chart] = list(_guess(y))
     for curve in dict.fromkeys(loss.curve for loss in shown.losses):
         layers += _curve(curve, x, y)
-    return look.finished(alt.layer(*layers), width=HALF, height=look.SMALL)
+    return look.finished(alt.layer(*layers), height=LOW)
 
 
 def _axis() -> alt.Axis:
     return alt.Axis(
-        title="loss", titleAnchor="end", titleAngle=0, titleAlign="left", titleX=0, titleY=-10,
-        minExtent=40, tickCount=5,
+        title="loss by training step", titleAnchor="end", titleAngle=0, titleAlign="left", titleX=0, titleY=-10,
+        minExtent=look.LEFT, maxExtent=look.LEFT, tickCount=4,
     )  # fmt: skip
 
 

@@ -10,6 +10,9 @@ from fanin.reports.charts.data import Figures
 TITLE = "Variance of pre-activations by depth"
 
 
+ROOM = 0.3
+"""Share of the width that a name needs."""
+
 WORDS = "datum.layer + (datum.code ? '  ' + datum.code : '') + (datum.odd ? ', ' + datum.odd : '')"
 
 
@@ -25,14 +28,14 @@ def draw(shown: Figures) -> alt.LayerChart:
     )
     marks = [look.dots(count, "at", at), look.odd_ones(count, "at", "odd", at), *_first(count, at)]
     tips = [alt.Tooltip("variance:Q", format=".2e"), alt.Tooltip("sound:Q", title="expected", format=".2e")]
-    below = [*look.ground(count), *look.expected(shown), *look.pointer(count)]
+    below = [*look.ground(count), *look.expected(shown), look.rug(count), *look.pointer(count)]
     return look.finished(alt.layer(*below, line, *marks, look.targets(count, *tips)))
 
 
 def _first(count: int, at: alt.Y) -> list[alt.Chart]:
-    """The first layer at fault by name, on the side where there is room."""
+    """The first layer at fault by name: to its left, where layers are in step and so elsewhere, if there is room."""
     texts = []
-    for align, side, shift in (("left", f"<= {0.6 * count}", 9), ("right", f"> {0.6 * count}", -9)):
+    for align, side, shift in (("left", f"<= {ROOM * count}", 9), ("right", f"> {ROOM * count}", -9)):
         text = (
             alt.Chart(alt.NamedData("layers"))
             .encode(x=look.depth(count), y=at)

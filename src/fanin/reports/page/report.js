@@ -14,16 +14,16 @@
   // ── words ──
   const short = (value) => {
     if (value === undefined) return "–";
-    if (value === 0) return "0";
-    const [mantissa, exponent] = value.toExponential(1).split("e");
-    return `${mantissa}e${Number(exponent)}`;
+    if (value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4)) return String(Number(value.toPrecision(3)));
+    const [mantissa, exponent] = value.toExponential(2).split("e");
+    return `${Number(mantissa)}e${Number(exponent)}`;
   };
   const off = (decades) => {
     if (decades === undefined) return "not finite";
     if (decades < -50) return "nothing at all";
     if (Math.abs(decades) < 0.1) return "as expected";
     const times = 10 ** Math.abs(decades);
-    return `${decades < 0 ? "÷" : "×"} ${times < 1000 ? Number(times.toPrecision(3)) : times.toExponential(1)}`;
+    return `${decades < 0 ? "÷" : "×"} ${short(times)}`;
   };
   const facts = (layer, step) => {
     const said = [[layer.type, layer.mark === "fault" ? `at fault ${layer.code ?? ""}` : layer.mark].filter(Boolean).join(", ")];
