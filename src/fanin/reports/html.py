@@ -153,8 +153,8 @@ def _html(markdown: str) -> str:
     """A rule's page; it is ours, and may hold no HTML of its own."""
     from markdown_it import MarkdownIt
 
-    levels = MarkdownIt("commonmark", {"html": False}).render(markdown)
-    return levels.replace("<h2>", "<h4>").replace("</h2>", "</h4>")
+    found = str(MarkdownIt("commonmark", {"html": False}).render(markdown))
+    return found.replace("<h2>", "<h3>").replace("</h2>", "</h3>")
 
 
 def _colors() -> str:

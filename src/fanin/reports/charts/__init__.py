@@ -66,7 +66,16 @@ def compiled(name: str, shown: Figures) -> dict[str, Any]:
     import vl_convert
 
     spec: dict[str, Any] = vl_convert.vegalite_to_vega(json.dumps(_spec(name, shown)))
+    _let_through(spec["marks"])
     return spec
+
+
+def _let_through(marks: list[dict[str, Any]]) -> None:
+    """A pointer meets only what has something to say, and not the line that it has just moved below itself."""
+    for mark in marks:
+        says = "tooltip" in mark.get("encode", {}).get("update", {})
+        mark["interactive"] = says or mark["type"] == "group"
+        _let_through(mark.get("marks", []))
 
 
 def svg(name: str, shown: Figures) -> str:

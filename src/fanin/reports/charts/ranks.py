@@ -14,7 +14,7 @@ def draw(shown: Figures) -> alt.LayerChart:
     count, data = shown.count, alt.Chart(alt.NamedData("ranks"))
     at = look.log_axis("variance", f"{shown.quantity} of each rank, log scale", shown.decades)
     span = data.mark_rule(color=look.color("muted"), opacity=0.6).encode(
-        x=look.depth(count), y=alt.Y("min(variance):Q", scale=at.scale, axis=at.axis), y2="max(variance):Q"
+        x=look.depth(count), y=look.log_axis("min(variance)", "", shown.decades), y2="max(variance):Q"
     )
     tips = [alt.Tooltip("layer:N"), alt.Tooltip("rank:N"), alt.Tooltip("variance:Q", format=".2e")]
     ticks = data.mark_point(filled=True, size=26, opacity=0.75, color=look.color("given")).encode(

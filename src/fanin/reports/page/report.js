@@ -111,6 +111,7 @@
     view.addEventListener("mouseout", leave);
     view.addEventListener("click", (_, item) => item && item.datum && layers.has(item.datum.depth) && choose(item.datum.depth));
     await view.runAsync();
+    canvas.querySelector("svg").setAttribute("aria-hidden", "true"); // the container says what it is
     if (name === "loss") return canvas.setAttribute("role", "img");
     canvas.setAttribute("role", "slider");
     canvas.setAttribute("tabindex", "0");
@@ -199,6 +200,7 @@
   sift();
 
   // ── the rest ──
+  byId("unscripted")?.remove();
   const open = () => {
     const page = location.hash.startsWith("#page-") && byId(location.hash.slice(1));
     if (page) page.open = true;
