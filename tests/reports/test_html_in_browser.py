@@ -138,7 +138,7 @@ def test_a_policy_violation_is_refused(opened: Open) -> None:
 # ── pointing and choosing ───────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("name", "layer"), [("10", "decoder.layers.1.attn.out"), ("500", "decoder.layers.65.attn.out")])
+@pytest.mark.parametrize(("name", "layer"), [("10", "decoder.layers.1.attn.out"), ("500", "decoder.layers.6")])
 def test_pointing_at_a_chart_names_the_layer(opened: Open, name: str, layer: str) -> None:
     shown = opened(name)
     shown.page.mouse.move(*shown.at("variance", 0.55, 0.4))
