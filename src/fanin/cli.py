@@ -88,7 +88,11 @@ _format = click.option(
 )
 _color = click.option("--color/--no-color", default=None, help="Colours; by default on terminals.")
 _file = click.option(
-    "-o", "--output", "path", type=click.Path(dir_okay=False), help="Write the report to a file; its form by the end of its name: .html .json .md .sarif .xml .txt."
+    "-o",
+    "--output",
+    "path",
+    type=click.Path(dir_okay=False),
+    help="Write the report to a file; its form by the end of its name: .html .json .md .sarif .xml .txt.",
 )
 _fail_on = click.option(
     "--fail-on",

@@ -22,7 +22,9 @@ def chromium() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'fanin[dev]'")
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
-        pytest.skip(f"no browser is installed: none of {', '.join(NAMES)} is on the PATH (apt-get install chromium)")
+        pytest.skip(
+            f"no browser is installed: none of {', '.join(NAMES)} is on the PATH (apt-get install chromium)"
+        )
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=[SANDBOX])
         yield browser
@@ -45,7 +47,9 @@ class Opened:
         self.page = browser.new_page(**options)
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        self.page.on(
+            "dialog", lambda dialog: (self.said.append(f"dialog: {dialog.message}"), dialog.dismiss())
+        )
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(path.as_uri())
         if options.get("java_script_enabled", True):

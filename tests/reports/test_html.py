@@ -7,6 +7,7 @@ import sys
 from base64 import b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,9 @@ class Parsed(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         known = dict(attrs)
-        self.addresses += [v for k, v in attrs if k in ("src", "href", "action", "data") and v and v[0] != "#"]
+        self.addresses += [
+            v for k, v in attrs if k in ("src", "href", "action", "data") and v and v[0] != "#"
+        ]
         self.handlers += [k for k, _ in attrs if k.startswith("on") or k == "style"]
         if known.get("http-equiv") == "Content-Security-Policy":
             self.policy = known.get("content") or ""
@@ -52,7 +55,7 @@ class Parsed(HTMLParser):
             self.inline[self._inside].append(data)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["cliff", "hostile", "undecided", "empty"])
 def test_a_page_is_whole_and_names_all_that_it_runs(case: str) -> None:
     found = Parsed(render("html", *CASES[case]()))
     assert found.addresses == ["data:,"]
@@ -74,7 +77,7 @@ def test_the_page_says_what_the_diagnosis_says() -> None:
         "decoder.layers.1.attn.out.weight has rms 0.0044",
         "/home/me/model.py:41",
         "95%, settled by one batch.",
-        "it compares activation inputs and gradients by absolute numbers".capitalize(),
+        "It compares by absolute numbers, and this fault leaves both in range.",
         "A race against the re-draw (--race).",
         "10 of 10 layers ran, 10 steps, 1 rank",
         "train.py --lr 3e-4",
@@ -84,8 +87,8 @@ def test_the_page_says_what_the_diagnosis_says() -> None:
 
 
 def test_vega_is_the_version_that_charts_are_compiled_for() -> None:
-    head = (Path(sys.modules["fanin.reports"].__file__ or "").parent / "page" / "vega.min.js").open().readline()
-    assert f"Vega {vl_convert.get_vega_version()}," in head
+    text = files("fanin.reports").joinpath("page", "vega.min.js").read_text(encoding="utf-8")
+    assert text.startswith(f"/* Vega {vl_convert.get_vega_version()}, ")
 
 
 def test_without_the_extra_an_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,10 @@ from reports.trials import CASES
 pytest.importorskip("altair", reason="needs the extra html")
 pytest.importorskip("vl_convert", reason="needs the extra html")
 
-from fanin.reports.html import page, render  # noqa: E402
+from fanin.reports.charts.look import DARK, LIGHT
+from fanin.reports.html import page, render
+
+PAPER = "getComputedStyle(document.querySelector('.chart')).backgroundColor"
 
 HOSTILE = (
     "<script>alert('layer')</script>",
@@ -90,9 +93,15 @@ def opened(browser: Any, written: Callable[[str], Path]) -> Iterator[Open]:
 
 @pytest.mark.parametrize(
     ("name", "scheme"),
-    [("10", "light"), ("500", "dark"), *((name, "light") for name in ("ranks", "repair", "undecided", "broken", "foreign", "empty"))],
+    [
+        ("10", "light"),
+        ("500", "dark"),
+        *((name, "light") for name in ("ranks", "repair", "undecided", "broken", "foreign", "empty")),
+    ],
 )
-def test_a_page_draws_every_chart_says_nothing_and_asks_for_nothing(opened: Open, name: str, scheme: str) -> None:
+def test_a_page_draws_every_chart_says_nothing_and_asks_for_nothing(
+    opened: Open, name: str, scheme: str
+) -> None:
     shown = opened(name, color_scheme=scheme)
     charts = shown.page.locator("[data-chart]")
     assert shown.page.locator("[data-chart] > svg").count() == charts.count()
@@ -101,7 +110,9 @@ def test_a_page_draws_every_chart_says_nothing_and_asks_for_nothing(opened: Open
 
 def test_what_a_page_says_and_asks_for_would_be_noticed(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "loud.html"
-    path.write_text("<script>console.error('no'); document.documentElement.dataset.drawn = 1</script><img src='x.png'>")
+    path.write_text(
+        "<script>console.error('no'); document.documentElement.dataset.drawn = 1</script><img src='x.png'>"
+    )
     shown = Opened(browser, path)
     assert "no" in shown.said
     assert [Path(address).name for address in shown.asked] == ["x.png"]
@@ -117,7 +128,9 @@ def test_what_a_page_says_and_asks_for_would_be_noticed(browser: Any, tmp_path: 
         ("empty", []),
     ],
 )
-def test_a_chart_is_there_where_there_is_something_to_show(opened: Open, name: str, charts: list[str]) -> None:
+def test_a_chart_is_there_where_there_is_something_to_show(
+    opened: Open, name: str, charts: list[str]
+) -> None:
     found = opened(name).page.locator("[data-chart]")
     assert [found.nth(i).get_attribute("data-chart") for i in range(found.count())] == charts
 
@@ -130,7 +143,9 @@ def test_the_heat_map_has_a_cell_for_each_layer_and_step_that_was_watched(opened
 def test_a_policy_violation_is_refused(opened: Open) -> None:
     """That the policy is in force: a script that is not ours does not run, though it is in the page."""
     shown = opened("10")
-    shown.page.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = 1'}))")
+    shown.page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = 1'}))"
+    )
     assert shown.page.evaluate("window.ran") is None
     assert any("Content Security Policy" in text for text in shown.said)
 
@@ -138,7 +153,9 @@ def test_a_policy_violation_is_refused(opened: Open) -> None:
 # ── pointing and choosing ───────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("name", "layer"), [("10", "decoder.layers.1.attn.out"), ("500", "decoder.layers.6")])
+@pytest.mark.parametrize(
+    ("name", "layer"), [("10", "decoder.layers.1.attn.out"), ("500", "decoder.layers.6")]
+)
 def test_pointing_at_a_chart_names_the_layer(opened: Open, name: str, layer: str) -> None:
     shown = opened(name)
     shown.page.mouse.move(*shown.at("variance", 0.55, 0.4))
@@ -156,7 +173,9 @@ def test_pointing_at_a_cell_names_its_step(opened: Open) -> None:
 
 
 @pytest.mark.parametrize(("name", "chart"), [("10", "variance"), ("10", "gradient"), ("500", "heat")])
-def test_a_layer_chosen_in_one_chart_is_marked_in_all_and_in_the_table(opened: Open, name: str, chart: str) -> None:
+def test_a_layer_chosen_in_one_chart_is_marked_in_all_and_in_the_table(
+    opened: Open, name: str, chart: str
+) -> None:
     shown = opened(name)
     shown.page.mouse.click(*shown.at(chart, 0.55))
     row = shown.page.locator("#table tr.chosen")
@@ -250,7 +269,8 @@ def _axe() -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "scheme"), [("10", "light"), ("10", "dark"), ("repair", "dark"), ("undecided", "light"), ("empty", "dark")]
+    ("name", "scheme"),
+    [("10", "light"), ("10", "dark"), ("repair", "dark"), ("undecided", "light"), ("empty", "dark")],
 )
 def test_an_audit_of_accessibility_finds_nothing(opened: Open, name: str, scheme: str) -> None:
     axe = _axe()
@@ -259,14 +279,18 @@ def test_an_audit_of_accessibility_finds_nothing(opened: Open, name: str, scheme
         details.evaluate("element => { element.open = true; }")
     shown.page.evaluate(axe)
     found = shown.page.evaluate("axe.run()")
-    assert [(v["id"], v["impact"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found["violations"]] == []
+    assert [
+        (v["id"], v["impact"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found["violations"]
+    ] == []
     assert len(found["passes"]) > 15
 
 
 def test_the_audit_can_fail(opened: Open) -> None:
     axe = _axe()
     shown = opened("10", bypass_csp=True)
-    shown.page.evaluate("document.querySelector('#search').closest('label').replaceWith(document.querySelector('#search'))")
+    shown.page.evaluate(
+        "document.querySelector('#search').closest('label').replaceWith(document.querySelector('#search'))"
+    )
     shown.page.evaluate("document.querySelector('#search').removeAttribute('placeholder')")
     shown.page.evaluate(axe)
     assert "label" in {v["id"] for v in shown.page.evaluate("axe.run()")["violations"]}
@@ -277,14 +301,15 @@ def test_dark_and_light_follow_the_system_and_then_the_button(opened: Open) -> N
     line = shown.page.locator("[data-chart=variance] .mark-line path").last
 
     def colors() -> tuple[str, str]:
-        return line.get_attribute("stroke"), shown.page.evaluate("getComputedStyle(document.querySelector('.chart')).backgroundColor")
+        return line.get_attribute("stroke"), shown.page.evaluate(PAPER)
 
     dark = colors()
     shown.page.get_by_role("button", name="Light").click()
-    shown.page.wait_for_function(f"document.querySelectorAll('[data-chart=variance] .mark-line path')[0] && getComputedStyle(document.querySelector('.chart')).backgroundColor !== '{dark[1]}'")
+    shown.page.wait_for_selector(f"[data-chart=variance] .mark-line path[stroke='{LIGHT['given']}']")
     light = colors()
-    assert dark == ("#6ea8fe", "rgb(20, 24, 29)")
-    assert light == ("#1f5fbf", "rgb(255, 255, 255)")
+    assert dark[1] == "rgb(20, 24, 29)"
+    assert (dark[0], light[0]) == (DARK["given"], LIGHT["given"])
+    assert light[1] == "rgb(255, 255, 255)"
 
 
 def test_without_scripts_the_findings_and_the_layers_can_be_read(opened: Open) -> None:

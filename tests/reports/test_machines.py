@@ -38,7 +38,11 @@ def closed(wanted: Any) -> Any:
     if not isinstance(wanted, dict):
         return wanted
     made = {key: closed(value) for key, value in wanted.items()}
-    return made | {"additionalProperties": False} if "properties" in made and made.get("type") == "object" else made
+    return (
+        made | {"additionalProperties": False}
+        if "properties" in made and made.get("type") == "object"
+        else made
+    )
 
 
 # ── JSON ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -92,7 +96,9 @@ def test_sarif_describes_only_the_rules_that_fired_and_points_at_the_line() -> N
     assert (first["level"], run["properties"]["verdict"]) == ("error", "poor")
 
 
-def test_files_of_the_repository_are_named_from_its_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_the_repository_are_named_from_its_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     trial, diagnosis = CASES["cliff"]()
     origin = diagnosis.origins[0]
@@ -100,14 +106,19 @@ def test_files_of_the_repository_are_named_from_its_root(tmp_path: Path, monkeyp
     made = replace(diagnosis, origins=(replace(origin, finding=moved),))
     found = json.loads(render("sarif", trial, made))["runs"][0]["results"][0]["locations"][0]
     assert found["physicalLocation"]["artifactLocation"]["uri"] == "my%20nets/a.py"
-    assert render("github", trial, made).startswith("::error file=my%20nets/a.py,line=3,title=FAN101 shrinking-signal::")
+    assert render("github", trial, made).startswith(
+        "::error file=my nets/a.py,line=3,title=FAN101 shrinking-signal::"
+    )
 
 
 def test_a_result_is_the_same_when_its_numbers_and_lines_move() -> None:
     trial, diagnosis = CASES["cliff"]()
     origin = diagnosis.origins[0]
     moved = replace(origin.finding, source=SourceLine("/elsewhere.py", 7), message="Other numbers.")
-    both = [json.loads(render("sarif", trial, d)) for d in (diagnosis, replace(diagnosis, origins=(replace(origin, finding=moved),)))]
+    both = [
+        json.loads(render("sarif", trial, d))
+        for d in (diagnosis, replace(diagnosis, origins=(replace(origin, finding=moved),)))
+    ]
     prints = [log["runs"][0]["results"][0]["partialFingerprints"] for log in both]
     assert prints[0] == prints[1]
 
@@ -127,7 +138,11 @@ def test_junit_is_xml_whose_counts_are_right(case: str) -> None:
 
 
 def test_in_junit_the_verdict_and_the_layers_at_fault_fail() -> None:
-    failed = {test.attrib["name"]: test.find("failure").attrib["type"] for test in junit("cliff").iter("testcase") if test.find("failure") is not None}
+    failed = {
+        test.attrib["name"]: test.find("failure").attrib["type"]
+        for test in junit("cliff").iter("testcase")
+        if test.find("failure") is not None
+    }
     assert failed == {"MLP": "poor", "blocks.7.fc1": "FAN101"}
     assert len(list(junit("cliff").iter("testcase"))) == 18
 
@@ -142,14 +157,22 @@ def test_in_junit_an_undecided_verdict_is_an_error_and_a_healthy_one_passes() ->
 
 def test_annotations_are_one_line_each_with_file_and_line() -> None:
     lines = render("github", *CASES["cliff"]()).splitlines()
-    assert re.match(r"::error file=file%3A///home/me/model\.py,line=41,title=FAN101 shrinking-signal::shrinking-signal at ", lines[0])
+    assert re.match(
+        r"::error file=/home/me/model\.py,line=41,title=FAN101 shrinking-signal::shrinking-signal at ",
+        lines[0],
+    )
     assert len(lines) == 3
 
 
 def test_a_note_is_a_notice() -> None:
     trial, diagnosis = deep(10, 1)
     assert diagnosis.notes[0].severity is Severity.NOTE
-    assert [line.split(" ")[0] for line in render("github", trial, diagnosis).splitlines()] == ["::error", "::error", "::notice", "fanin:"]
+    assert [line.split(" ")[0] for line in render("github", trial, diagnosis).splitlines()] == [
+        "::error",
+        "::error",
+        "::notice",
+        "fanin:",
+    ]
 
 
 def test_hostile_names_make_no_command_of_their_own() -> None:
@@ -171,10 +194,20 @@ def test_markdown_says_verdict_reason_and_place() -> None:
     assert "<summary>FAN101 shrinking-signal</summary>" in text
 
 
-@pytest.mark.parametrize("name", [*HOSTILE, "</details><script>x</script>", "a | b | c", "![x](http://e.example)", "@everyone #1 `x`"])
+@pytest.mark.parametrize(
+    "name",
+    [*HOSTILE, "</details><script>x</script>", "a | b | c", "![x](http://e.example)", "@everyone #1 `x`"],
+)
 def test_hostile_names_make_no_markup(name: str) -> None:
-    markdown = pytest.importorskip("markdown_it", reason="rich brings it").MarkdownIt("commonmark", {"html": True}).enable("table")
-    plain, hostile = (markdown.render(render("markdown", *deep(3, 1, paths=("in", path, "out")))) for path in ("middle", name))
+    markdown = (
+        pytest.importorskip("markdown_it", reason="rich brings it")
+        .MarkdownIt("commonmark", {"html": True})
+        .enable("table")
+    )
+    plain, hostile = (
+        markdown.render(render("markdown", *deep(3, 1, paths=("in", path, "out"))))
+        for path in ("middle", name)
+    )
     tags = [re.findall(r"</?([a-z][a-z0-9]*)", text) for text in (plain, hostile)]
     assert tags[0] == tags[1]
 
@@ -188,7 +221,10 @@ def test_markdown_with_a_repair_shows_the_code_to_paste() -> None:
 
 @pytest.mark.parametrize(
     ("path", "form"),
-    [("a.html", "html"), ("a.HTM", "html"), ("a.json", "json"), ("a.sarif", "sarif"), ("a.sarif.json", "sarif"), ("a.xml", "junit"), ("a.md", "markdown"), ("a.txt", "terminal"), ("a", "terminal")],
+    [
+        ("a.html", "html"), ("a.HTM", "html"), ("a.json", "json"), ("a.sarif", "sarif"), ("a.sarif.json", "sarif"),
+        ("a.xml", "junit"), ("a.md", "markdown"), ("a.txt", "terminal"), ("a", "terminal"),
+    ],
 )  # fmt: skip
 def test_a_file_s_name_stands_for_a_format(path: str, form: str) -> None:
     assert format_of(path) == form

@@ -22,8 +22,8 @@ COMPACT = 120_000
 
 NOTEBOOK = """
 import fanin
-from fanin.synthetic import mlp
-trial = mlp(init="glorot_uniform", widths=(32,) * 20 + (10,))
+from fanin.synthetic import mlp, normal
+trial = mlp(init=normal(0.02), widths=(32,) * 20 + (10,))
 trial
 #%%
 report = fanin.judge(trial)
@@ -63,7 +63,7 @@ def test_a_repair_shows_before_and_after_and_the_code() -> None:
     assert "repaired" in pictures(html)[0]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["hostile", "undecided", "empty"])
 def test_every_report_has_a_display_without_scripts_or_markup_of_others(case: str) -> None:
     html = Report(*CASES[case]())._repr_html_()
     assert set(re.findall(r"<([a-z]+)", html)) <= {"div", "b", "code", "span", "img", "pre"}

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 
 from fanin.finding import Diagnosis, Finding, Severity
 from fanin.reports import outline
-from fanin.reports.sarif import message, uri
+from fanin.reports.sarif import local, message
 from fanin.reports.typeset import escape
 from fanin.trial import Trial
 
-COMMANDS = {Severity.FAULT: "error", Severity.SUSPECT: "error", Severity.CLUE: "warning", Severity.NOTE: "notice"}
+COMMANDS = {
+    Severity.FAULT: "error",
+    Severity.SUSPECT: "error",
+    Severity.CLUE: "warning",
+    Severity.NOTE: "notice",
+}
 
 
 def render(trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool = False) -> str:
@@ -30,7 +35,7 @@ def _lines(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
 def _command(trial: Trial, finding: Finding) -> str:
     place = ""
     if finding.source:
-        place = f"file={_property(uri(finding.source.file))},line={finding.source.line},"
+        place = f"file={_property(local(finding.source.file).as_posix())},line={finding.source.line},"
     title = _property(f"{finding.code} {finding.name}")
     return f"::{COMMANDS[finding.severity]} {place}title={title}::{_data(message(trial, finding))}"
 

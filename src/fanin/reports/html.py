@@ -161,7 +161,9 @@ def _colors() -> str:
     """The colours of the charts as variables, light and dark."""
     from fanin.reports.charts.look import DARK, LIGHT
 
-    light, dark = ("".join(f"--{name}:{value};" for name, value in colors.items()) for colors in (LIGHT, DARK))
+    light, dark = (
+        "".join(f"--{name}:{value};" for name, value in colors.items()) for colors in (LIGHT, DARK)
+    )
     return (
         f":root{{color-scheme:light;{light}}}\n"
         f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n"
@@ -198,7 +200,7 @@ def _captions(shown: Figures) -> dict[str, str]:
         "variance": f"{where}{band}",
         "comparison": "The same layers as given and repaired, on the same axes; diamonds are what the repair changes.",
         "gradient": "A layer that stands out from its neighbours is the one whose own scale is off.",
-        "heat": "White is as expected, blue too small, red too large, grey was not watched. 1 decade is a factor of 10.",
+        "heat": "White is as expected, blue too small, red too large; grey was not watched.",
         "ranks": "One dot for each rank; lines span the smallest to the largest.",
         "loss": "A small change says little; no change at all says much.",
     }
@@ -214,7 +216,12 @@ def _is_off(point: Point) -> bool:
 def _groups(diagnosis: Diagnosis) -> list[tuple[str, Finding, tuple[Finding, ...], int]]:
     """What to head a finding with, the finding, its symptoms, and how many layers suffer from it."""
     faults = [
-        ("fault" if _is_ours(o.finding) else "not the initialization", o.finding, o.symptoms, len(o.downstream))
+        (
+            "fault" if _is_ours(o.finding) else "not the initialization",
+            o.finding,
+            o.symptoms,
+            len(o.downstream),
+        )
         for o in diagnosis.origins
     ]
     return [*faults, *((Severity.NOTE.value, note, (), 0) for note in diagnosis.notes)]

@@ -6,7 +6,7 @@ A layer fails where a fault lies in it, and an undecided verdict is an error: ne
 from __future__ import annotations
 
 from collections.abc import Iterator
-from xml.etree import ElementTree as xml
+from xml.etree import ElementTree
 
 from fanin.finding import Diagnosis, Finding, Verdict
 from fanin.reports import outline
@@ -20,25 +20,32 @@ CLASS = "fanin.initialization"
 
 def render(trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool = False) -> str:
     """The report as XML; width and colour have no meaning here."""
-    suite = xml.Element("testsuite", name="fanin")
+    suite = ElementTree.Element("testsuite", name="fanin")
     suite.extend([_verdict(trial, diagnosis), *_layers(trial, diagnosis)])
-    for kind, name in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+    for kind, name in (
+        ("tests", "testcase"),
+        ("failures", "failure"),
+        ("errors", "error"),
+        ("skipped", "skipped"),
+    ):
         suite.set(kind, str(sum(1 for _ in suite.iter(name))))
-    suites = xml.Element("testsuites", name="fanin")
+    suites = ElementTree.Element("testsuites", name="fanin")
     suites.append(suite)
-    xml.indent(suites)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + xml.tostring(suites, encoding="unicode")
+    ElementTree.indent(suites)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode")
 
 
-def _verdict(trial: Trial, diagnosis: Diagnosis) -> xml.Element:
-    case = xml.Element("testcase", classname=CLASS, name=escape(trial.spec.name or "model"))
+def _verdict(trial: Trial, diagnosis: Diagnosis) -> ElementTree.Element:
+    case = ElementTree.Element("testcase", classname=CLASS, name=escape(trial.spec.name or "model"))
     if diagnosis.verdict is not Verdict.HEALTHY:
         kind = "failure" if diagnosis.verdict is Verdict.POOR else "error"
-        told = xml.SubElement(case, kind, type=diagnosis.verdict.value)
+        told = ElementTree.SubElement(case, kind, type=diagnosis.verdict.value)
         told.set("message", escape(outline.headline(trial, diagnosis)))
         told.text = "\n".join(escape(line) for line in _told(diagnosis))
     if diagnosis.notes:
-        xml.SubElement(case, "system-out").text = "\n".join(message(trial, note) for note in diagnosis.notes)
+        ElementTree.SubElement(case, "system-out").text = "\n".join(
+            message(trial, note) for note in diagnosis.notes
+        )
     return case
 
 
@@ -49,7 +56,7 @@ def _told(diagnosis: Diagnosis) -> Iterator[str]:
     yield from (f"{m.code}: {outline.sentence(m.what)} To settle it: {m.settle}." for m in diagnosis.missing)
 
 
-def _layers(trial: Trial, diagnosis: Diagnosis) -> Iterator[xml.Element]:
+def _layers(trial: Trial, diagnosis: Diagnosis) -> Iterator[ElementTree.Element]:
     """The layers with weights that ran, and whatever else is blamed."""
     at_fault: dict[str, list[Finding]] = {}
     for origin in diagnosis.origins:
@@ -63,13 +70,15 @@ def _layers(trial: Trial, diagnosis: Diagnosis) -> Iterator[xml.Element]:
         yield _layer(trial, path or "the model", None, findings)
 
 
-def _layer(trial: Trial, path: str, layer: LayerSpec | None, findings: list[Finding]) -> xml.Element:
-    case = xml.Element("testcase", classname=f"{CLASS}.layers", name=escape(path))
+def _layer(trial: Trial, path: str, layer: LayerSpec | None, findings: list[Finding]) -> ElementTree.Element:
+    case = ElementTree.Element("testcase", classname=f"{CLASS}.layers", name=escape(path))
     source = next((p.source for p in layer.parameters if p.source), None) if layer else None
     if source:
         case.set("file", escape(source.file))
         case.set("line", str(source.line))
     for finding in findings:
-        told = xml.SubElement(case, "failure", type=finding.code, message=f"{finding.code} {finding.name}")
+        told = ElementTree.SubElement(
+            case, "failure", type=finding.code, message=f"{finding.code} {finding.name}"
+        )
         told.text = message(trial, finding)
     return case

@@ -93,7 +93,10 @@ def _findings(diagnosis: Diagnosis, trial: Trial) -> Iterator[str]:
 
 def _finding(trial: Trial, label: str, finding: Finding) -> str:
     source = _code(str(finding.source)) if finding.source else ""
-    where, seen = plain(outline.place(trial, finding)), plain(f"{outline.evidence(finding)}. {finding.message}")
+    where, seen = (
+        plain(outline.place(trial, finding)),
+        plain(f"{outline.evidence(finding)}. {finding.message}"),
+    )
     return f"| {label} | **{finding.code}** {finding.name} | {where} | {seen} | {source} |"
 
 
@@ -102,7 +105,9 @@ def _layers(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
     blamed = frozenset(origin.finding.layer for origin in diagnosis.origins)
     shown = profile(trial.of_worker(shown_worker(trial, diagnosis)), blamed)
     marks = marks_of(shown.readings, diagnosis.origins)
-    order = sorted(enumerate(zip(marks, shown.readings, strict=True)), key=lambda row: list(Mark).index(row[1][0]))
+    order = sorted(
+        enumerate(zip(marks, shown.readings, strict=True)), key=lambda row: list(Mark).index(row[1][0])
+    )
     kept = sorted(order[:LISTED])
     if kept:
         yield f"| depth | layer | state | {plain(shown.quantity)} | gradient p95 - p5 |"

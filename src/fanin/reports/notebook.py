@@ -63,7 +63,9 @@ def of_repair(
     try:
         picture = _picture(trial, diagnosis, repair, after)
     except UsageError:
-        return _plain(terminal_repair("terminal", trial, diagnosis, repair, discarded, applied=applied, width=100))
+        return _plain(
+            terminal_repair("terminal", trial, diagnosis, repair, discarded, applied=applied, width=100)
+        )
     return _box([*_verdict(trial, diagnosis), picture, _pre(text)])
 
 
@@ -106,7 +108,9 @@ def _verdict(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
 def _below(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
     parts = [outline.certainty(diagnosis), outline.coverage(trial)]
     more = len(diagnosis.findings) - 1
-    parts += [f"{counted(more, 'further finding')}: print(report), or report.to_html(...)"] if more > 0 else []
+    parts += (
+        [f"{counted(more, 'further finding')}: print(report), or report.to_html(...)"] if more > 0 else []
+    )
     yield f'<div style="{QUIET};font-size:13px">{_text("; ".join(part for part in parts if part))}</div>'
 
 

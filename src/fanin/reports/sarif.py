@@ -7,10 +7,10 @@ below the working directory are named relative to it, as uploads to a repository
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fanin.finding import Diagnosis, Finding, Severity
 from fanin.judgement import rule_types
@@ -100,21 +100,21 @@ def _location(finding: Finding) -> dict[str, Any]:
 
 def uri(file: str) -> str:
     """A file's address: relative to the working directory where it lies below, as a repository needs it."""
+    path = local(file)
+    return path.as_uri() if path.is_absolute() else quote(path.as_posix())
+
+
+def local(file: str) -> Path:
+    """A file's path, from the working directory where it lies below."""
     path = Path(file)
-    if not path.is_absolute():
-        return "/".join(_quoted(path.parts))
     try:
-        return "/".join(_quoted(path.relative_to(Path.cwd()).parts))
+        return path.relative_to(Path.cwd())
     except ValueError:
-        return path.as_uri()
-
-
-def _quoted(parts: Iterable[str]) -> Iterator[str]:
-    from urllib.parse import quote
-
-    return (quote(part) for part in parts)
+        return path
 
 
 def _fingerprint(finding: Finding) -> str:
     """Without numbers and lines, which move: the same fault of the same layer stays the same result."""
-    return sha256("\n".join((finding.code, finding.layer, finding.tensor)).encode("utf-8", "replace")).hexdigest()[:32]
+    return sha256(
+        "\n".join((finding.code, finding.layer, finding.tensor)).encode("utf-8", "replace")
+    ).hexdigest()[:32]

@@ -82,7 +82,11 @@ def svg(name: str, shown: Figures) -> str:
     """A chart as an SVG document."""
     import vl_convert
 
-    return str(vl_convert.vegalite_to_svg(json.dumps(_spec(name, shown) | {"datasets": shown.rows()})))
+    spec = _spec(name, shown) | {"datasets": shown.rows()}
+    spec["layer"] = [
+        layer for layer in spec["layer"] if layer["mark"].get("opacity") != 0
+    ]  # nothing points at it
+    return str(vl_convert.vegalite_to_svg(json.dumps(spec)))
 
 
 def _spec(name: str, shown: Figures) -> dict[str, Any]:
@@ -92,7 +96,9 @@ def _spec(name: str, shown: Figures) -> dict[str, Any]:
 
 def _module(name: str) -> Any:
     if name not in CHARTS:
-        raise UsageError("there is no such chart", where="chart", got=name, expected=f"one of {', '.join(CHARTS)}")
+        raise UsageError(
+            "there is no such chart", where="chart", got=name, expected=f"one of {', '.join(CHARTS)}"
+        )
     try:
         return import_module(CHARTS[name])
     except ModuleNotFoundError as error:

@@ -74,5 +74,7 @@ def _placed(groups: Sequence[tuple[str, int]], count: int) -> Iterator[Label]:
         half, centre = len(text) * LETTER / 2, (middle - 0.5) / count * WIDTH
         fits = centre - half >= free and centre + half <= WIDTH + ASIDE / 2
         free = centre + half + 2 * LETTER if fits else free
-        yield Label(start, start + size, middle, text if fits else "", place % 2 == 1 and len(groups) <= STRIPED)
+        yield Label(
+            start, start + size, middle, text if fits else "", place % 2 == 1 and len(groups) <= STRIPED
+        )
         start += size

@@ -24,16 +24,22 @@ def draw(shown: Figures) -> alt.LayerChart:
         .encode(x=look.depth(count), y=at)
         .transform_filter("datum.changed && datum.when === 'repaired'")
     )
-    layers = [*look.ground(count), *look.expected(shown), *look.pointer(count), *lines, changed, look.targets(count)]
-    return look.finished(alt.layer(*layers))
+    layers = [
+        *look.ground(count),
+        *look.expected(shown),
+        *look.pointer(count),
+        *lines,
+        changed,
+        look.targets(count),
+    ]
+    return look.finished(*layers)
 
 
 def _line(count: int, when: str, at: alt.Y) -> list[alt.Chart]:
     name, dash = STYLES[when]
     data = alt.Chart(alt.NamedData("compared")).encode(x=look.depth(count), y=at)
     data = data.transform_filter(f"datum.when === '{when}'")
-    end = [alt.SortField("depth", order="descending")]
-    last = data.transform_window(place="row_number()", sort=end).transform_filter("datum.place === 1")
+    last = look.last_of(data, "depth")
     style = {"align": "right", "dy": -11 if when == "repaired" else 14, "fontSize": 11, "fontWeight": 600}
     return [
         data.mark_line(color=look.color(name), strokeDash=dash, strokeWidth=2),

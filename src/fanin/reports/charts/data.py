@@ -146,7 +146,7 @@ class Figures:
         less looks flat, as it is. A spike is cut off at three uninformed losses."""
         known = [loss.loss for loss in self.losses]
         base = self.uninformed if isfinite(self.uninformed) else known[0]
-        low, high = min(known + [base]), max(known + [base])
+        low, high = min(*known, base), max(*known, base)
         high = min(high, 3 * base) if base > 0 else high
         spare = max(LEAST_SPAN * abs(base) - (high - low), 0.08 * (high - low)) / 2
         return low - spare, high + spare
@@ -324,7 +324,9 @@ def _cells(trial: Trial, points: Sequence[Point]) -> Iterator[Cell]:
             if seen.units is not None:
                 per_unit, whole = value, seen.variance
             elif whole > 0 and isfinite(value):
-                value *= per_unit / whole  # as large a share of it varies with the input as when that was last seen
+                value *= (
+                    per_unit / whole
+                )  # as large a share of it varies with the input as when that was last seen
             yield Cell(depth, step.index, decades(value / middle) if middle and isfinite(value) else nan)
 
 
@@ -394,7 +396,9 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and (isnan(value) or value == float("inf")))
+    return (
+        value is None or value == "" or (isinstance(value, float) and (isnan(value) or value == float("inf")))
+    )
 
 
 LOWEST = -99.0

@@ -28,7 +28,7 @@ def draw(shown: Figures) -> alt.LayerChart:
     low, high = shown.spread_decades
     threshold = _threshold(at) if 10.0**low <= DOCUMENTED <= 10.0**high else []
     layers = [*look.ground(count, look.SMALL), *threshold, *look.pointer(count), line, *marks]
-    return look.finished(alt.layer(*layers, look.targets(count, *tips)), height=look.SMALL)
+    return look.finished(*layers, look.targets(count, *tips), height=look.SMALL)
 
 
 def _threshold(at: alt.Y) -> list[alt.Chart]:

@@ -49,7 +49,7 @@ def draw(shown: Figures) -> alt.LayerChart:
     )
     below = unseen.encode(x=look.depth(count, "from"), x2="to:Q")
     layers = [*look.ground(count, height), below, cells, crossed, *look.pointer(count)]
-    return look.finished(alt.layer(*layers), height=height, top=44)
+    return look.finished(*layers, height=height, top=44)
 
 
 def _steps() -> alt.Axis:
@@ -61,7 +61,7 @@ def _steps() -> alt.Axis:
 
 def _ratio() -> alt.Color:
     ends = [{"expr": "low"}, {"expr": "paper"}, {"expr": "high"}]
-    words = f"datum.value == 0 ? 'as expected' : (datum.value < 0 ? '÷' : '×') + format(pow(10, abs(datum.value)), 'd')"
+    words = "datum.value == 0 ? 'as expected' : (datum.value < 0 ? '÷' : '×') + format(pow(10, abs(datum.value)), 'd')"
     return alt.Color(
         "ratio:Q",
         scale=alt.Scale(domain=[-FURTHEST, 0, FURTHEST], range=ends, clamp=True, interpolate="lab"),
@@ -73,4 +73,8 @@ def _ratio() -> alt.Color:
 
 
 def _tooltip() -> list[alt.Tooltip]:
-    return [alt.Tooltip("layer:N"), alt.Tooltip("step:O"), alt.Tooltip("ratio:Q", title="decades off", format="+.2f")]
+    return [
+        alt.Tooltip("layer:N"),
+        alt.Tooltip("step:O"),
+        alt.Tooltip("ratio:Q", title="decades off", format="+.2f"),
+    ]

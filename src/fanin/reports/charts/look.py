@@ -66,10 +66,13 @@ def params() -> list[alt.Parameter]:
     return [*(alt.param(name=name, value=value) for name, value in LIGHT.items()), *choices]
 
 
-def finished(chart: alt.LayerChart, *, width: float = WIDTH, height: float = HEIGHT, top: float = 26) -> alt.LayerChart:
-    """With its colours, its type, and its size: edges are fixed, so that layers of all charts stand below one another."""
+def finished(
+    *layers: alt.Chart, width: float = WIDTH, height: float = HEIGHT, top: float = 26
+) -> alt.LayerChart:
+    """Layers as a chart with its colours, its type, and its size: edges are fixed, so that a network's layers stand
+    below one another in all charts."""
     edges = {"left": LEFT + 8, "right": 22, "top": top, "bottom": 24}
-    sized = chart.properties(width=width, height=height, padding=edges, autosize="none")
+    sized = alt.LayerChart(layer=layers, width=width, height=height, padding=edges, autosize="none")
     return sized.add_params(*params()).configure(**CONFIG)
 
 
@@ -163,6 +166,12 @@ def ground(count: int, height: float = HEIGHT) -> list[alt.Chart]:
     return [shade, names]
 
 
+def last_of(chart: alt.Chart, field: str) -> alt.Chart:
+    """Only the row with the largest value of a field."""
+    ends = chart.transform_window(place="row_number()", sort=[{"field": field, "order": "descending"}])
+    return ends.transform_filter("datum.place === 1")
+
+
 def expected(shown: Figures) -> list[alt.Chart]:
     """The band where a sound draw of the same network lies, and, dashed, what theory expects."""
     count, data = shown.count, alt.Chart(alt.NamedData("layers"))
@@ -172,15 +181,14 @@ def expected(shown: Figures) -> list[alt.Chart]:
     line = data.mark_line(strokeDash=[3, 3], strokeWidth=1.25, **smooth).encode(x=depth(count), y=theory)
     name = (
         data.encode(x=depth(count), y=log_axis("high", "", shown.decades))
-        .transform_window(place="row_number()", sort=[alt.SortField("depth", order="descending")])
-        .transform_filter("datum.place === 1 && isValid(datum.high)")
+        .transform_filter("isValid(datum.high)")
         .transform_calculate(words="'expected'")
     )
     style = {"align": "right", "dy": -8, "fontSize": 11, "fontWeight": 600}
     return [
         band.transform_filter("isValid(datum.low)"),
         line.transform_filter("isValid(datum.theory)"),
-        *words(name, "words", "band", **style),
+        *words(last_of(name, "depth"), "words", "band", **style),
     ]
 
 
@@ -188,7 +196,9 @@ def pointer(count: int) -> list[alt.Chart]:
     """A line through the layer that is chosen, and a paler one through that which is pointed at."""
     rules = []
     for name, opacity in (("hovered", 0.35), ("chosen", 0.9)):
-        rule = alt.Chart(alt.NamedData("layers")).mark_rule(color=color("ink"), opacity=opacity, strokeWidth=1.25)
+        rule = alt.Chart(alt.NamedData("layers")).mark_rule(
+            color=color("ink"), opacity=opacity, strokeWidth=1.25
+        )
         rules.append(rule.encode(x=depth(count)).transform_filter(f"datum.depth === {name}"))
     return rules
 
@@ -204,7 +214,7 @@ def targets(count: int, *tooltip: alt.Tooltip) -> alt.Chart:
 
 
 def dots(count: int, place: str, log_y: alt.Y) -> alt.Chart:
-    """A layer each: diamonds where it is at fault, hollow circles downstream of that. In crowds only faults have one."""
+    """A layer each: diamonds at fault, hollow circles downstream. In crowds only faults have one."""
     chart = alt.Chart(alt.NamedData("layers"))
     shown = "datum.mark === 'fault'" if count > CROWDED else "true"
     return (
@@ -252,6 +262,8 @@ def odd_ones(count: int, place: str, odd: str, log_y: alt.Y) -> alt.Chart:
         alt.Chart(alt.NamedData("layers"))
         .mark_text(fontSize=10, fontWeight="bold", color=color("fault"), dy=-11)
         .encode(x=depth(count), y=log_y, text=f"{odd}:N")
-        .transform_window(before=f"lag({odd})", sort=[alt.SortField("depth")])
-        .transform_filter(f"isValid(datum.{odd}) && datum.{odd} !== datum.before && isValid(datum.{place}) && !datum.first")
+        .transform_window(before=f"lag({odd})", sort=[{"field": "depth"}])
+        .transform_filter(
+            f"isValid(datum.{odd}) && datum.{odd} !== datum.before && isValid(datum.{place}) && !datum.first"
+        )
     )

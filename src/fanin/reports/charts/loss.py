@@ -18,12 +18,16 @@ STYLES = {"as given": ("given", [1, 0]), "sound re-draw": ("band", [6, 3]), "rep
 
 def draw(shown: Figures) -> alt.LayerChart:
     """By training step, or by step of a race where there was one."""
-    x = alt.X("step:Q", axis=alt.Axis(title=None, tickMinStep=1, format="d", grid=False), scale=alt.Scale(nice=False))
+    x = alt.X(
+        "step:Q",
+        axis=alt.Axis(title=None, tickMinStep=1, format="d", grid=False),
+        scale=alt.Scale(nice=False),
+    )
     y = alt.Y("loss:Q", scale=alt.Scale(domain=list(shown.loss_span), nice=False, clamp=True), axis=_axis())
     layers: list[alt.Chart] = list(_guess(y))
     for curve in dict.fromkeys(loss.curve for loss in shown.losses):
         layers += _curve(curve, x, y)
-    return look.finished(alt.layer(*layers), height=LOW)
+    return look.finished(*layers, height=LOW)
 
 
 def _axis() -> alt.Axis:
@@ -47,7 +51,6 @@ def _curve(curve: str, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     dots = {"size": 16, "color": {"expr": name}, "filled": True}
     tips = [alt.Tooltip("curve:N"), alt.Tooltip("step:Q"), alt.Tooltip("loss:Q", format=".5~g")]
     line = data.mark_line(color=look.color(name), strokeDash=dash, strokeWidth=2, point=dots)
-    end = [alt.SortField("step", order="descending")]
-    last = data.transform_window(place="row_number()", sort=end).transform_filter("datum.place === 1")
+    last = look.last_of(data, "step")
     style = {"align": "right", "dy": -10, "fontSize": 11, "fontWeight": 600}
     return [line.encode(tooltip=tips), *look.words(last, "curve", name, **style)]

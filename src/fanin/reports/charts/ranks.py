@@ -9,6 +9,7 @@ from fanin.reports.charts.data import Figures
 
 TITLE = "Variance by rank at step 0"
 
+
 def draw(shown: Figures) -> alt.LayerChart:
     """One tick for each rank, and a line from the smallest to the largest."""
     count, data = shown.count, alt.Chart(alt.NamedData("ranks"))
@@ -21,4 +22,4 @@ def draw(shown: Figures) -> alt.LayerChart:
         x=look.depth(count), y=at, tooltip=tips
     )
     layers = [*look.ground(count, look.SMALL), *look.pointer(count), look.targets(count), span, ticks]
-    return look.finished(alt.layer(*layers), height=look.SMALL)
+    return look.finished(*layers, height=look.SMALL)

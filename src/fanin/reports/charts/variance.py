@@ -29,7 +29,7 @@ def draw(shown: Figures) -> alt.LayerChart:
     marks = [look.dots(count, "at", at), look.odd_ones(count, "at", "odd", at), *_first(count, at)]
     tips = [alt.Tooltip("variance:Q", format=".2e"), alt.Tooltip("sound:Q", title="expected", format=".2e")]
     below = [*look.ground(count), *look.expected(shown), look.rug(count), *look.pointer(count)]
-    return look.finished(alt.layer(*below, line, *marks, look.targets(count, *tips)))
+    return look.finished(*below, line, *marks, look.targets(count, *tips))
 
 
 def _first(count: int, at: alt.Y) -> list[alt.Chart]:
