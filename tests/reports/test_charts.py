@@ -51,7 +51,7 @@ def test_the_first_bad_layer_and_what_is_downstream_are_marked() -> None:
 def test_what_a_log_axis_cannot_show_keeps_its_place_and_its_name() -> None:
     points = figures(trial_of([1.0, 0.0, inf, nan]), UNJUDGED).points
     assert [point.odd for point in points] == ["", "zero", "infinite", "NaN"]
-    assert [point.at for point in points] == [1.0, 0.1, 100.0, 100.0]
+    assert [point.at for point in points] == [1.0, 0.01, 10.0, 10.0]
 
 
 def test_a_cell_is_the_decades_between_measured_and_expected() -> None:

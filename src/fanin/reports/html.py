@@ -88,6 +88,7 @@ def page(
             titles={name: charts.title(name) for name in names},
             captions=_captions(shown),
             shown=shown,
+            banded=any(point.low is not None for point in shown.points),
             rows=list(_rows(trial, shown)),
             long=LONG,
             pages=[(code, name, _html(text)) for code, name, text in outline.pages(diagnosis)],

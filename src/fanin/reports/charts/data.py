@@ -6,7 +6,7 @@ place at its edge and say in `odd` what they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, floor, isfinite, isnan, log, log10, nan, sqrt
 from typing import Any
@@ -117,6 +117,7 @@ class Figures:
         losses, uninformed: The curves, and the loss of the best constant output; nan where that is not known.
         ranks: Only where there are several.
         compared: Only where there is a repair.
+        decades, spread_decades: Powers of ten at the ends of the axes of variances and of spreads.
     """
 
     quantity: str
@@ -128,17 +129,8 @@ class Figures:
     uninformed: float = nan
     ranks: tuple[RankPoint, ...] = ()
     compared: tuple[Compared, ...] = ()
-
-    @property
-    def decades(self) -> tuple[int, int]:
-        """Whole decades that hold every variance and every band."""
-        found = [v for p in self.points for v in (p.at, p.low, p.high, p.theory)]
-        return _decades([*found, *(c.variance for c in self.compared), *(r.variance for r in self.ranks)])
-
-    @property
-    def spread_decades(self) -> tuple[int, int]:
-        """Whole decades that hold every spread of gradients."""
-        return _decades([point.spread_at for point in self.points])
+    decades: tuple[int, int] = (-1, 1)
+    spread_decades: tuple[int, int] = (-1, 1)
 
     @property
     def loss_span(self) -> tuple[float, float]:
@@ -184,9 +176,15 @@ def figures(
     """
     seen = trial.of_worker(shown_worker(trial, diagnosis))
     shown = profile(seen, frozenset(origin.finding.layer for origin in diagnosis.origins))
-    points = tuple(_points(seen, diagnosis, shown.readings))
+    depths = {reading.label: depth for depth, reading in enumerate(shown.readings, 1)}
+    ranks = tuple(_ranks(trial, depths))
+    compared = tuple(_compared(shown.readings, repair, after))
+    bands = _Bands(_bands(seen), _theory(seen))
+    variances = [*(r.variance for r in shown.readings), *(c.variance for c in compared)]
+    decades = _axis([*variances, *(r.variance for r in ranks), *bands.of(shown.readings)])
+    spread_decades = _axis([r.spread for r in shown.readings])
+    points = tuple(_points(seen, diagnosis, shown.readings, bands, decades, spread_decades))
     race = repair.proof if repair is not None and repair.proof is not None else trial.race
-    start = seen.start or shown_step(seen)
     return Figures(
         quantity=shown.quantity,
         step=shown.step,
@@ -194,26 +192,49 @@ def figures(
         labels=labels([(point.layer, point.block) for point in points]),
         cells=tuple(_cells(seen, points)),
         losses=tuple(_losses(trial, race, "repaired" if repair is not None else "sound re-draw")),
-        uninformed=_baseline(start, race),
-        ranks=tuple(_ranks(trial, points)),
-        compared=tuple(_compared(points, repair, after)),
+        uninformed=_baseline(seen.start or shown_step(seen), race),
+        ranks=ranks,
+        compared=compared,
+        decades=decades,
+        spread_decades=spread_decades,
     )
 
 
 # ── layers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _points(trial: Trial, diagnosis: Diagnosis, readings: Sequence[Reading]) -> Iterator[Point]:
-    bands, theory = _bands(trial), _theory(trial)
+@dataclass(frozen=True, slots=True)
+class _Bands:
+    """Where log10 of each layer's variance should lie, and where theory alone has it."""
+
+    sound: Mapping[str, Interval]
+    theory: Mapping[str, Interval]
+
+    def of(self, readings: Sequence[Reading]) -> Iterator[float]:
+        """What an axis must hold of them."""
+        for reading in readings:
+            if band := self.sound.get(reading.layer):
+                yield from (10**band.low, 10**band.high)
+            if middle := self.theory.get(reading.layer):
+                yield 10**middle.middle
+
+
+def _points(
+    trial: Trial,
+    diagnosis: Diagnosis,
+    readings: Sequence[Reading],
+    bands: _Bands,
+    decades: tuple[int, int],
+    spread_decades: tuple[int, int],
+) -> Iterator[Point]:
     types = {layer.path: layer.type_name for layer in trial.spec.layers}
     concern = _concerns(diagnosis)
     first = diagnosis.origins[0].finding.layer if diagnosis.origins else None
-    edges, spread_edges = _edges(r.variance for r in readings), _edges(r.spread for r in readings)
     marks = marks_of(readings, diagnosis.origins)
     for depth, (reading, mark) in enumerate(zip(readings, marks, strict=True), 1):
-        band, middle = bands.get(reading.layer), theory.get(reading.layer)
-        at, odd = _placed(reading.variance, edges)
-        spread_at, spread_odd = _placed(reading.spread, spread_edges)
+        band, middle = bands.sound.get(reading.layer), bands.theory.get(reading.layer)
+        at, odd = _placed(reading.variance, decades)
+        spread_at, spread_odd = _placed(reading.spread, spread_decades)
         code, source = concern.get(reading.layer, ("", ""))
         yield Point(
             depth=depth,
@@ -275,36 +296,38 @@ def _theory(trial: Trial) -> dict[str, Interval]:
     return found
 
 
-def _edges(values: Iterable[float | None]) -> tuple[float, float]:
-    """A decade below the smallest and above the largest value that a log axis can show."""
-    known = [log10(v) for v in values if v is not None and v > 0 and isfinite(v)]
-    return (10.0 ** (floor(min(known)) - 1), 10.0 ** (floor(max(known)) + 2)) if known else (1e-3, 1e1)
-
-
 LEAST_SPAN = 0.1
 """Of the uninformed loss: the least that an axis of losses covers."""
 
 LEAST_DECADES = 3
 """That a log axis covers, so that a factor of 2 does not look like a cliff."""
 
+NOTHING = (-6, -2)
+"""An axis that has nothing to show but zeros and what is not finite."""
 
-def _decades(values: Iterable[float | None]) -> tuple[int, int]:
-    known = [log10(v) for v in values if v is not None and v > 0 and isfinite(v)] or [0.0]
-    low, high = floor(min(known)), ceil(max(known))
+
+def _axis(values: Sequence[float | None]) -> tuple[int, int]:
+    """Whole decades that hold all values, and one more for zeros below and for what is not finite above."""
+    known = [v for v in values if v is not None]
+    logs = [log10(v) for v in known if v > 0 and isfinite(v)]
+    if not logs:
+        return NOTHING
+    low = floor(min(logs)) - any(v == 0 for v in known)
+    high = ceil(max(logs)) + any(not isfinite(v) for v in known)
     while high - low < LEAST_DECADES:
-        low, high = (low - 1, high) if min(known) - low <= high - max(known) else (low, high + 1)
+        low, high = (low - 1, high) if min(logs) - low <= high - max(logs) else (low, high + 1)
     return low, high
 
 
-def _placed(value: float | None, edges: tuple[float, float]) -> tuple[float | None, str]:
+def _placed(value: float | None, decades: tuple[int, int]) -> tuple[float | None, str]:
     """Where a log axis shows a value, and what is odd about it."""
     if value is None:
         return None, ""
     if isnan(value):
-        return edges[1], "NaN"
+        return 10.0 ** decades[1], "NaN"
     if not isfinite(value):
-        return edges[1], "infinite"
-    return (value, "") if value > 0 else (edges[0], "zero")
+        return 10.0 ** decades[1], "infinite"
+    return (value, "") if value > 0 else (10.0 ** decades[0], "zero")
 
 
 # ── layers by steps ─────────────────────────────────────────────────────────────────────────────────────────
@@ -366,28 +389,31 @@ def _baseline(start: Step | None, race: Race | None) -> float:
     return uninformed_loss(start) if start is not None else nan
 
 
-def _ranks(trial: Trial, points: Sequence[Point]) -> Iterator[RankPoint]:
+def _ranks(trial: Trial, depths: Mapping[str, int]) -> Iterator[RankPoint]:
     if len(trial.workers) < 2:
         return
-    depths = {point.layer: point.depth for point in points}
     for worker in trial.workers:
         for reading in profile(trial.of_worker(worker)).readings:
-            value = reading.variance
-            if reading.label in depths and value is not None and 0 < value < float("inf"):
-                yield RankPoint(depths[reading.label], reading.label, str(worker), value)
+            if reading.label in depths and _can_be_drawn(reading.variance):
+                yield RankPoint(depths[reading.label], reading.label, str(worker), reading.variance or nan)
 
 
-def _compared(points: Sequence[Point], repair: Repair | None, after: Trial | None) -> Iterator[Compared]:
+def _compared(readings: Sequence[Reading], repair: Repair | None, after: Trial | None) -> Iterator[Compared]:
     """Both looks at each layer that both have seen."""
     step = shown_step(after) if after is not None else None
     if after is None or step is None or repair is None or not repair.changes:
         return
     changed = {name.rpartition(".")[0] for name in repair.parameters}
     now = {r.layer: r.variance for r in layer_readings(after, step)}
-    for point in points:
-        for when, value in (("as given", point.variance), ("repaired", now.get(point.layer))):
-            if value is not None and 0 < value < float("inf"):
-                yield Compared(point.depth, point.layer, when, value, point.layer in changed)
+    for depth, reading in enumerate(readings, 1):
+        for when, value in (("as given", reading.variance), ("repaired", now.get(reading.layer))):
+            if _can_be_drawn(value):
+                yield Compared(depth, reading.label, when, value or nan, reading.layer in changed)
+
+
+def _can_be_drawn(value: float | None) -> bool:
+    """Whether a log axis has a place for it."""
+    return value is not None and value > 0 and isfinite(value)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
