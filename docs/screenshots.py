@@ -20,7 +20,7 @@ from fanin.target import load_target
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 1180, 1300
-COLORS = 96
+COLORS = 240
 """Of a palette: text keeps its edges, and a picture stays below 100 kB."""
 
 
@@ -31,16 +31,18 @@ def digits() -> fanin.Report:
 
 
 def deep() -> fanin.Report:
-    """500 layers, of which one is drawn far too small."""
-    overrides = {"blocks.250.fc": normal(0.01)}
-    return fanin.judge(mlp(widths=(32,) * 499 + (10,), overrides=overrides, steps=10))
+    """500 layers, of which one is drawn 240 times too large."""
+    overrides = {"blocks.250.fc.weight": normal(30.0)}
+    return fanin.judge(mlp(widths=(128,) * 499 + (10,), overrides=overrides, steps=10))
 
 
 def shoot(browser: Browser, report: fanin.Report, name: str, scheme: str, folder: Path) -> None:
     """Open a report, point at a layer, and keep what a window shows of it."""
     path = folder / f"{name}.html"
     report.to_html(path)
-    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme, device_scale_factor=1)
+    page = browser.new_page(
+        viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme, device_scale_factor=1
+    )
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-drawn]")
     box = page.locator("[data-chart=variance] svg").bounding_box()
@@ -51,7 +53,7 @@ def shoot(browser: Browser, report: fanin.Report, name: str, scheme: str, folder
 
 
 def main() -> None:
-    """Write docs/report.png and docs/report-500.png."""
+    """Write report.png and report-500.png."""
     chromium = shutil.which("chromium") or sys.exit("needs a Chromium on the PATH")
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -12,7 +12,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
-HEAVY = ("altair", "click", "jax", "jinja2", "keras", "numpy", "pandas", "pyarrow", "rich", "tensorflow", "torch", "vl_convert")
+HEAVY = (
+    "altair",
+    "click",
+    "jax",
+    "jinja2",
+    "keras",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "rich",
+    "tensorflow",
+    "torch",
+    "vl_convert",
+)
 
 
 def run(*command: str, source: Path = SOURCE) -> subprocess.CompletedProcess[str]:

@@ -42,6 +42,13 @@ def test_without_a_re_draw_theory_says_where_a_sound_draw_lies() -> None:
     assert last.variance < last.low
 
 
+def test_where_theory_tells_little_no_number_is_expected() -> None:
+    shown = figures(mlp(widths=(16,) * 60 + (10,)), UNJUDGED)
+    assert shown.points[2].sound is not None
+    assert (shown.points[-1].sound, shown.points[-1].low is None) == (None, False)
+    assert max(cell.depth for cell in shown.cells) < 60
+
+
 def test_the_first_bad_layer_and_what_is_downstream_are_marked() -> None:
     points = figures(*deep(10)).points
     assert [point.mark for point in points] == ["in step"] * 5 + ["fault"] + ["downstream"] * 4

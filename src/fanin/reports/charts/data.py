@@ -26,6 +26,10 @@ HALF_BAND = 0.5
 """Decades that an output's variance may be off its reference: a factor of 3, between the 2 that sound schemes differ
 by and the 10 that no draw does by chance (see `fanin.propagation.OFF` and `CLIFF`)."""
 
+WIDEST = 3.0
+"""Decades of a band up to which its middle stands for what is expected. Theory's grows with depth over width: of a
+plain network of 500 layers it spans a dozen, and no single number is expected."""
+
 MARKS = {Mark.FAULT: "fault", Mark.DOWNSTREAM: "downstream", Mark.FREE: "in step"}
 """How a layer stands to the faults, in the words of the charts."""
 
@@ -248,7 +252,7 @@ def _points(
             odd=odd,
             low=10**band.low if band else None,
             high=10**band.high if band else None,
-            sound=10**band.middle if band else None,
+            sound=10**band.middle if band and band.high - band.low <= WIDEST else None,
             theory=10**middle.middle if middle else None,
             spread=reading.spread,
             spread_at=spread_at,
