@@ -26,7 +26,7 @@ def draw(shown: Figures) -> alt.LayerChart:
     marks = [look.dots(count, "spread_at", at), look.odd_ones(count, "spread_at", "spread_odd", at)]
     tips = [alt.Tooltip("spread:Q", title="p95 - p5", format=".2e")]
     low, high = shown.spread_decades
-    threshold = _threshold(at) if 10.0**low <= DOCUMENTED <= 10.0**high else []
+    threshold = _threshold(at) if 10.0**low < DOCUMENTED <= 10.0**high else []
     layers = [*look.ground(count, look.SMALL), *threshold, *look.pointer(count), line, *marks]
     return look.finished(*layers, look.targets(count, *tips), height=look.SMALL)
 
