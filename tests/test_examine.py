@@ -163,6 +163,35 @@ class Raising(Net):
         raise self.error
 
 
+class Graph(nn.Module):
+    """A graph convolution whose sparse adjacency decays as it is used."""
+
+    def __init__(self, adjacency: Tensor) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, CLASSES)
+        self.register_buffer("adjacency", adjacency)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of each node."""
+        values = self.adjacency.values() if self.adjacency.layout is not torch.sparse_coo else None
+        (self.adjacency._values() if values is None else values).mul_(0.5)
+        out: Tensor = self.fc2(torch.relu(self.adjacency @ self.fc1(x)))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+def test_sparse_buffers_go_back_too(layout: torch.layout) -> None:
+    dense = torch.eye(BATCH) + torch.eye(BATCH).roll(1, 0)
+    model = Graph(dense.to_sparse(layout=layout))
+    before = model.adjacency
+    report = check(model, batch(), cross_entropy)
+    assert model.adjacency is before
+    assert before.layout is layout
+    assert torch.equal(before.to_dense(), dense)
+    assert report.verdict is Verdict.HEALTHY
+
+
 def in_forward(error: BaseException) -> tuple[Net, Any]:
     return Raising(error), cross_entropy
 

@@ -33,10 +33,10 @@ from benchmarks.initbench.labels import RESULTS as LABELS
 from benchmarks.initbench.labels import Case, _append, _evaluate, _task, _train, cases, initialized
 from benchmarks.initbench.score import HEALTHY, POOR, Labelled, labelled
 from benchmarks.repair.peers import PEERS
-from fanin.repairs import repair
 from torch import nn
 
 import fanin
+from fanin.repairs import repair
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 300
@@ -151,7 +151,7 @@ def record(case: Case, label: Labelled, best: float, method: str) -> dict[str, A
 
 def _todo(arguments: argparse.Namespace, done: set[Done]) -> Iterator[tuple[Case, Labelled, str]]:
     known = {(c.arch, c.init, c.seed): c for c in labelled(LABELS, arguments.split) if c.condition == "none"}
-    for label in (POOR, HEALTHY):
+    for label in arguments.labels:
         for case in cases(arguments.only, tuple(range(arguments.seeds))):
             one = known.get((case.architecture.name, case.initialization.name, case.seed))
             if one is None or one.label != label or case.condition.name != "none":
@@ -191,6 +191,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--only", help="the name of one architecture")
     parser.add_argument("--seeds", type=int, default=1, help="how many of the labels' seeds")
+    parser.add_argument("--labels", nargs="+", default=[POOR, HEALTHY], choices=[POOR, HEALTHY])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()

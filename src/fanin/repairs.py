@@ -2,35 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from math import nan
+from math import inf
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from fanin import judgement, prescribe
-from fanin.adapters.base import Adapter, Treated
+from fanin import prescribe, reports
+from fanin.adapters.base import Adapter
+from fanin.attempts import Progress, Tried, Work, advised
 from fanin.budget import Budget
-from fanin.change import Effect, Plan, Reach, Repair, Safety
-from fanin.errors import BatchError, UsageError
-from fanin.examine import Report, built, check, judge
-from fanin.finding import Diagnosis, Finding, Verdict
-from fanin.patch import Patch, patch
-from fanin.proposal import RepairReport as RepairReport
-from fanin.race import MOST, Outcome, Race, RaceOptions
-from fanin.trial import RECHECK, Trial
+from fanin.change import Plan, Reach, Repair, Safety
+from fanin.errors import UsageError
+from fanin.examine import Report, built, check
+from fanin.finding import Verdict
+from fanin.race import MOST
+from fanin.trial import Trial
 
-DRAWS = 3
-"""Draws of one plan that race where the first ends close: most of them must win."""
 
-LARGEST_FIRST_LOSS = 2.0
-"""Of the re-draw's first loss, up to which a repair's is about the same: draws of one sound scheme differ by a few
-percent, and a layer that is left too large multiplies it."""
+@dataclass(slots=True)
+class RepairReport:
+    """A network, what is wrong with it, and what would cure it. `print(report)` shows all of it.
 
-Progress = Callable[[str, int, int], None]
-"""Called with (phase, done, planned): phases are `check`, `repair` and `proof`; of the proof passes are counted, and
-its first call, with 0 done, comes before it begins."""
+    Attributes:
+        model: The model as given, or as the given function built it.
+        report: What `check` says of it as it was.
+        repair: The repair that is proposed; None where there is none.
+        after: What `check` says of the repaired network; None without a repair.
+        discarded: Repairs that were tried and did not win.
+        applied: Whether the model now holds the repair.
+    """
+
+    model: Any
+    report: Report
+    repair: Repair | None = None
+    after: Report | None = None
+    discarded: tuple[Repair, ...] = ()
+    applied: bool = False
+    _undo: Callable[[], None] | None = field(default=None, repr=False)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the network as given: healthy, poor or undecided."""
+        return self.report.verdict
+
+    @property
+    def code(self) -> str:
+        """Plain initialization code that repairs a model called `model`; empty where nothing is proposed."""
+        return self.repair.code if self.repair is not None else ""
+
+    def undo(self) -> None:
+        """Give the model the values back that it had, bit for bit; nothing where nothing was applied."""
+        if self._undo is not None and self.applied:
+            self._undo()
+            self.applied = False
+
+    def render(
+        self, form: str = "terminal", *, diff: bool = False, width: int = 80, color: bool = False
+    ) -> str:
+        """The report as text, in a format of `fanin.reports`; with the change of files where `diff` asks for it."""
+        return reports.render_repair(
+            form,
+            self.report.trial,
+            self.report.diagnosis,
+            self.repair,
+            self.discarded,
+            applied=self.applied,
+            after=self._after,
+            diff=diff,
+            width=width,
+            color=color,
+        )
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one HTML page that opens from anywhere; needs the extra `html`.
+
+        Raises:
+            UsageError: The extra is not installed.
+        """
+        Path(path).write_text(self.render("html"), encoding="utf-8")
+
+    @property
+    def _after(self) -> Trial | None:
+        return self.after.trial if self.after is not None else None
+
+    def __str__(self) -> str:
+        return self.render()
+
+    def _repr_html_(self) -> str:
+        from fanin.reports import notebook
+
+        trial, diagnosis = self.report.trial, self.report.diagnosis
+        return notebook.of_repair(trial, diagnosis, self.repair, self.discarded, self.applied, self._after)
 
 
 def repair(
@@ -68,14 +134,14 @@ def repair(
     Raises:
         BatchError: The model cannot run the batch.
         LossError: The loss cannot be computed or differentiated.
-        UsageError: The model has been trained or loaded; or is of no known framework, cannot be copied, is sharded; or
+        UsageError: The model has been trained or loaded; or is of no known framework, cannot be copied; or
             `layers` names what is not there.
     """
     say = on_progress or (lambda *_: None)
     batch = list(islice(batch, MOST)) if isinstance(batch, Iterator) else batch
     model, adapter = built(model)
-    Budget.of(budget)
     _require_fresh(adapter, model, optimizer, force)
+    batch = _agreed(adapter, model, batch, Budget.of(budget))
     say("check", 0, 1)
     report = check(model, batch, loss_fn, optimizer=optimizer)
     say("check", 1, 1)
@@ -116,12 +182,14 @@ def repaired(
     model, adapter = built(model)
     doubts = _require_fresh(adapter, model, optimizer, force)
     found = _plans(report, layers, prove)
-    work = _Work(adapter, model, batch, loss_fn, optimizer, report, doubts, seed, say, spent)
-    result = work.proposed(found, prove) if found else RepairReport(model, report, _advised(report))
-    if result.repair is not None:
-        result.repair = replace(result.repair, passes=work.passes, seconds=monotonic() - began)
+    work = Work(adapter, model, batch, loss_fn, optimizer, report, doubts, seed, say, spent)
+    tried = work.proposed(found, prove) if found else Tried(report, advised(report))
+    made = tried.repair
+    if made is not None:
+        made = replace(made, passes=tried.passes, seconds=monotonic() - began)
+    result = RepairReport(model, tried.report, made, tried.after, tried.discarded)
     if apply and result.repair is not None and result.repair.changes:
-        _apply(adapter, result, work.repaired, force)
+        _apply(adapter, result, tried.copy, force)
     return result
 
 
@@ -145,7 +213,7 @@ def initialize(
 
     Raises:
         BatchError: The model cannot run the batch.
-        UsageError: The model has been trained or loaded, or is of no known framework, lazy, or sharded.
+        UsageError: The model has been trained or loaded, or is of no known framework, or lazy.
     """
     began = monotonic()
     batch = list(islice(batch, 1)) if isinstance(batch, Iterator) else batch
@@ -154,6 +222,7 @@ def initialize(
         raise _trained(
             doubts, "build the model anew, or name layers: fanin.repair(..., layers=[...], force=True)"
         )
+    batch = _agreed(adapter, model, batch, Budget.of(None))
     trial = adapter.trace(model, batch, loss_fn)
     repaired, _ = adapter.copy(model)
     treated = adapter.treat(repaired, batch, loss_fn, trial.spec, prescribe.whole(trial), seed)
@@ -181,186 +250,23 @@ def _require_fresh(adapter: Adapter, model: Any, optimizer: Any, force: bool) ->
     return doubts
 
 
-# ── what is tried ───────────────────────────────────────────────────────────────────────────────────────────
+def _agreed(adapter: Adapter, model: Any, batch: Any, budget: Budget) -> Any:
+    """The same batches in all processes that hold parts of a model, and no clocks: they must decide alike.
 
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """A plan, carried out on a copy."""
-
-    plan: Plan
-    repaired: Any
-    treated: Treated
-    after: Report
-
-
-class _Work:
-    """What all attempts share.
-
-    Attributes:
-        passes: Forward passes taken by now, beyond the first check.
-        repaired: The copy that holds the proposed repair.
+    Raises:
+        UsageError: The budget is a time.
     """
-
-    def __init__(
-        self,
-        adapter: Adapter,
-        model: Any,
-        batch: Any,
-        loss_fn: Any,
-        optimizer: Any,
-        report: Report,
-        doubts: tuple[str, ...],
-        seed: int,
-        say: Progress,
-        budget: Budget,
-    ) -> None:
-        self.passes = 0
-        self.repaired: Any = None
-        self._adapter = adapter
-        self._model, self._batch, self._loss_fn, self._optimizer = model, batch, loss_fn, optimizer
-        self._report = report
-        self._doubts = doubts
-        self._seed = seed
-        self._say = say
-        self._budget = budget
-
-    def proposed(self, plans: Sequence[Plan], prove: bool) -> RepairReport:
-        """The first repair that wins, or the first that looks sound where none is to race."""
-        discarded: list[Repair] = []
-        for attempt in self._attempts(plans):
-            made = self._repair(attempt)
-            if not made.changes or any(made.parameters == tried.parameters for tried in discarded):
-                continue  # the same again: what is reset may have been at its constant already
-            made = self._proven(attempt, made) if prove else _unsafe(made, "it was not proven: prove=False")
-            if made.proof is None and self._found_nothing(attempt):
-                break
-            if made.proof is None or self._wins(attempt, made):
-                return self._result(attempt, made, discarded)
-            if not self._found_nothing(attempt):
-                discarded.append(made)
-        return RepairReport(self._model, self._report, _advised(self._report), discarded=tuple(discarded))
-
-    def _found_nothing(self, attempt: _Attempt) -> bool:
-        """Whether neither the check nor the user has named anything to repair."""
-        return self._report.verdict is Verdict.HEALTHY and attempt.plan.reach is not Reach.NAMED
-
-    def _proven(self, attempt: _Attempt, made: Repair) -> Repair:
-        """With its races, or unsafe where there is none."""
-        try:
-            races = self._races(attempt)
-        except BatchError as error:
-            return _unsafe(made, f"it was not proven: {_said(error)}")
-        if not races:
-            return _unsafe(made, "it was not proven: the budget is spent")
-        return replace(made, proof=races[0], repeats=tuple(races[1:]))
-
-    def _wins(self, attempt: _Attempt, made: Repair) -> bool:
-        """Where no fault was found, only what a race calls poor, and not merely behind, is drawn anew."""
-        blamed = self._report.verdict is Verdict.POOR or attempt.plan.reach is Reach.NAMED
-        return made.is_proven and (blamed or _is_poor(made))
-
-    def _result(self, attempt: _Attempt, made: Repair, discarded: Iterable[Repair]) -> RepairReport:
-        self.repaired = attempt.repaired
-        report = self._report
-        if report.verdict is not Verdict.POOR and made.proof is not None:  # the race has settled it
-            report = judge(replace(report.trial, race=made.proof))
-        return RepairReport(self._model, report, made, attempt.after, tuple(discarded))
-
-    def _attempts(self, plans: Sequence[Plan]) -> Iterator[_Attempt]:
-        """Those after which the network is cured; the last one in any case: what a race says of it counts."""
-        for place, plan in enumerate(plans):
-            self._say("repair", place, len(plans))
-            attempt = self._attempt(plan, self._seed)
-            if place == len(plans) - 1 or _is_cured(self._report, attempt.after):
-                yield attempt
-        self._say("repair", len(plans), len(plans))
-
-    def _attempt(self, plan: Plan, seed: int) -> _Attempt:
-        copy, optimizer = self._adapter.copy(self._model, self._optimizer)
-        spec = self._report.trial.spec
-        treated = self._adapter.treat(copy, self._batch, self._loss_fn, spec, plan, seed)
-        self.passes += 1
-        return _Attempt(plan, copy, treated, self._looked_at(copy, optimizer))
-
-    def _looked_at(self, copy: Any, optimizer: Any) -> Report:
-        """The repaired copy beside the same re-draw as before: it is of the same architecture on the same batch."""
-        rules = judgement.load_rules()
-        needs = frozenset(replace(need, reference=False) for need in judgement.needs(rules))
-        seen = self._adapter.examine(copy, self._batch, self._loss_fn, needs, optimizer)
-        self.passes += 1 if optimizer is None else RECHECK + 1
-        beside = self._report.trial.reference
-        return judge(replace(seen, steps=(*seen.steps, beside)) if beside is not None else seen, rules=rules)
-
-    def _races(self, attempt: _Attempt) -> list[Race]:
-        """One race; two more, of other draws, where it ends close."""
-        races: list[Race] = []
-        for draw in range(DRAWS):
-            options = self._budget.race(RaceOptions(seed=self._seed + draw))
-            if options is None:
-                break
-            again = attempt if draw == 0 else self._attempt(attempt.plan, self._seed + draw)
-            races.append(self._race(again.repaired, options))
-            if draw == 0 and not races[0].is_close:
-                break
-        return races
-
-    def _race(self, repaired: Any, options: RaceOptions) -> Race:
-        self._say("proof", 0, options.most_passes)
-        heard = replace(
-            options,
-            on_progress=lambda done, _: self._say("proof", options.taken(done), options.most_passes),
+    if not adapter.is_spread(model):
+        return batch
+    if budget.until < inf:
+        raise UsageError(
+            "the model is spread over processes, whose clocks differ",
+            where="budget",
+            got="a time",
+            expected="a number of passes, after which all of them stop alike",
+            next_step="pass budget=500, or leave it out",
         )
-        ran = self._adapter.race(
-            self._model,
-            self._batch,
-            self._loss_fn,
-            self._report.trial.spec,
-            heard,
-            self._optimizer,
-            repaired,
-        )
-        self.passes += ran.passes + 1
-        self._budget.spend(ran.passes + 1)
-        return ran
-
-    def _repair(self, attempt: _Attempt) -> Repair:
-        trial, diagnosis = self._report.trial, self._report.diagnosis
-        treated, patched = attempt.treated, _patched(trial, attempt.treated)
-        return Repair(
-            changes=treated.changes,
-            safety=Safety.UNSAFE if self._doubts else Safety.SAFE,
-            reasons=self._doubts,
-            advice=prescribe.advice(diagnosis),
-            reach=attempt.plan.reach,
-            effects=tuple(_effects(diagnosis, attempt.after.diagnosis)),
-            losses=(_first_loss(trial), _first_loss(attempt.after.trial)),
-            verdict=attempt.after.verdict,
-            code=treated.code,
-            diff=patched.diff,
-            elsewhere=patched.elsewhere,
-            seed=self._seed,
-        )
-
-
-def _is_poor(made: Repair) -> bool:
-    """Whether most races call the given network poor, and not merely behind."""
-    poor = sum(race.outcome is Outcome.POOR for race in made.proofs)
-    return 2 * poor > len(made.proofs)
-
-
-def _is_cured(before: Report, after: Report) -> bool:
-    """Whether nothing is left of what was wrong, not even as a note, and the first loss is about that of a sound
-    re-draw: a fault half cured may train, and still far worse than a sound network."""
-    if after.verdict is Verdict.POOR:
-        return False
-    was = [f for o in before.diagnosis.origins for f in (o.finding, *o.symptoms)]
-    left = {(f.code, layer) for f in after.findings for layer in (f.layer, *f.layers)}
-    if any((f.code, layer) in left for f in was for layer in (f.layer, *f.layers)):
-        return False
-    reference = before.trial.reference
-    sound = reference.loss if reference is not None else nan
-    return not (sound > 0 and _first_loss(after.trial) > LARGEST_FIRST_LOSS * sound)
+    return adapter.shared(model, batch)
 
 
 def _plans(report: Report, layers: Sequence[str] | None, prove: bool) -> tuple[Plan, ...]:
@@ -370,48 +276,6 @@ def _plans(report: Report, layers: Sequence[str] | None, prove: bool) -> tuple[P
     if report.verdict is not Verdict.POOR and not prove:
         return ()
     return prescribe.plans(report.trial, report.diagnosis)
-
-
-def _advised(report: Report) -> Repair | None:
-    """Advice alone, where there is some."""
-    advice = prescribe.advice(report.diagnosis)
-    return Repair(safety=Safety.ADVICE, advice=advice) if advice else None
-
-
-def _unsafe(made: Repair, reason: str) -> Repair:
-    return replace(made, safety=Safety.UNSAFE, reasons=(*made.reasons, reason))
-
-
-def _said(error: BatchError) -> str:
-    return f"{error.what} ({error.got})" if error.got else error.what
-
-
-def _patched(trial: Trial, treated: Treated) -> Patch:
-    return patch(trial.spec, treated.calls)
-
-
-def _first_loss(trial: Trial) -> float:
-    return trial.start.loss if trial.start is not None else nan
-
-
-def _effects(before: Diagnosis, after: Diagnosis) -> Iterator[Effect]:
-    """Each origin's own measurement, as it was and as it is."""
-    for finding in (origin.finding for origin in before.origins):
-        same = _same(finding, (*after.findings,))
-        yield Effect(
-            finding.code,
-            finding.layer,
-            finding.quantity,
-            finding.expected,
-            finding.measured,
-            same.measured if same is not None else None,
-        )
-
-
-def _same(finding: Finding, others: Iterable[Finding]) -> Finding | None:
-    """What the same rule measured of the same thing, at this layer if it did there."""
-    alike = [o for o in others if o.code == finding.code and o.quantity == finding.quantity]
-    return next((o for o in alike if o.layer == finding.layer), alike[0] if alike else None)
 
 
 def _apply(adapter: Adapter, result: RepairReport, repaired: Any, force: bool) -> None:

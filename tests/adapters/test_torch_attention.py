@@ -200,3 +200,36 @@ def test_an_encoder_layer_in_train_mode_is_seen_once() -> None:
 
 def test_a_model_without_attention_has_none() -> None:
     assert observed(nn.Sequential(nn.Linear(8, 8), nn.Softmax(dim=-1)), torch.randn(5, 8)) == {}
+
+
+class Routed(nn.Module):
+    """A mixture of two experts per token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(8, 2)
+        self.experts = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, positions, width], as x."""
+        shares = F.softmax(self.router(x), dim=-1)
+        return sum(shares[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))  # type: ignore
+
+
+class OneProjection(nn.Module):
+    """Attention from one packed projection, whose width happens to be no number of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, positions, width], as x."""
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return F.softmax(q @ k.mT, dim=-1) @ v  # type: ignore[no-any-return]
+
+
+def test_a_router_chooses_among_experts_and_is_no_attention() -> None:
+    torch.manual_seed(0)
+    assert observed(Routed(), torch.randn(BATCH, T, 8)) == {}
+    assert len(observed(OneProjection(), torch.randn(BATCH, T, 8))) == 1

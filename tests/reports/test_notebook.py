@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fanin.examine import Report, judge
-from fanin.proposal import RepairReport
+from fanin.repairs import RepairReport
 from fanin.synthetic import mlp
 from reports.deep import deep
 from reports.test_repair import REPAIR

@@ -147,12 +147,20 @@ class Adapter(ABC):
             BatchError: The model cannot run the batch.
         """
 
+    def is_spread(self, model: Any) -> bool:
+        """Whether other processes hold parts of this model's parameters."""
+        return False
+
+    def shared(self, model: Any, batch: Any) -> Any:
+        """What one of the processes that hold parts of this model was given, in all of them; they call together."""
+        return batch
+
     @abstractmethod
     def copy(self, model: Any, optimizer: Any = None) -> tuple[Any, Any]:
         """Another model with the same values, and the same optimizer for it, without state; None for None.
 
         Raises:
-            UsageError: It cannot be copied, or its parameters cannot be written (lazy, without memory, sharded).
+            UsageError: It cannot be copied, or its parameters cannot be written (lazy, without memory).
         """
 
     @abstractmethod

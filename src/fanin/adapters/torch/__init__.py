@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from fanin.adapters.base import Adapter, Treated, Watching, WatchPlan
-from fanin.adapters.torch import repairing
+from fanin.adapters.torch import repairing, sharded
 from fanin.adapters.torch.awaiting import Awaited
-from fanin.adapters.torch.describe import model_spec
+from fanin.adapters.torch.batches import batches
+from fanin.adapters.torch.describe import model_spec, uncompiled
 from fanin.adapters.torch.examining import examine, trace
 from fanin.adapters.torch.racing import race
+from fanin.adapters.torch.restore import beside_untouched
 from fanin.adapters.torch.sources import recording
 from fanin.adapters.torch.statistics import summarize
 from fanin.adapters.torch.watching import TorchWatching
 from fanin.change import Plan
-from fanin.race import Race, RaceOptions
+from fanin.race import MOST, Race, RaceOptions
 from fanin.rule import Need
 from fanin.summary import TensorSummary
 from fanin.trial import ModelSpec, Trial
@@ -52,6 +54,7 @@ class TorchAdapter(Adapter):
         self, model: nn.Module, batch: Any, loss_fn: Any, needs: frozenset[Need], optimizer: Any = None
     ) -> Trial:
         """See Adapter."""
+        model, optimizer = sharded.whole(model, optimizer)
         return examine(model, batch, loss_fn, needs, optimizer)
 
     def race(
@@ -65,6 +68,7 @@ class TorchAdapter(Adapter):
         reference: nn.Module | None = None,
     ) -> Race:
         """See Adapter."""
+        model, optimizer = sharded.whole(model, optimizer)
         return race(
             model,
             batch,
@@ -83,7 +87,17 @@ class TorchAdapter(Adapter):
 
     def trace(self, model: nn.Module, batch: Any, loss_fn: Any) -> Trial:
         """See Adapter."""
-        return trace(model, batch, loss_fn)
+        return trace(sharded.whole(model)[0], batch, loss_fn)
+
+    def is_spread(self, model: nn.Module) -> bool:
+        """See Adapter."""
+        return sharded.is_sharded(uncompiled(model))
+
+    def shared(self, model: nn.Module, batch: Any) -> Any:
+        """See Adapter."""
+        with beside_untouched(model, None, batch):
+            found = batches(batch, MOST)
+        return sharded.shared(uncompiled(model), found)
 
     def copy(self, model: nn.Module, optimizer: Any = None) -> tuple[nn.Module, Any]:
         """See Adapter."""

@@ -22,6 +22,7 @@ from fanin.adapters.torch.pasting import families, pasted, replacement
 from fanin.adapters.torch.recipe import Recipe
 from fanin.adapters.torch.redraw import scale
 from fanin.adapters.torch.restore import _same_bits, beside_untouched, untouched
+from fanin.adapters.torch.sharded import is_sharded, kept, put, whole
 from fanin.adapters.torch.sources import was_loaded
 from fanin.adapters.torch.twins import duplicate, mapped, seed_everything
 from fanin.change import Change, Plan, Values
@@ -40,7 +41,9 @@ def copied(model: nn.Module, optimizer: Any = None) -> tuple[nn.Module, Any]:
         UsageError: It cannot be copied, or not be repaired at all.
     """
     plain = uncompiled(model)
-    _require_whole(plain)
+    _require_written(plain)
+    if is_sharded(plain):
+        return whole(plain, optimizer)
     other = duplicate(plain, "a repair is tried on a copy first")
     own = isinstance(optimizer, Optimizer)
     return other, mapped(optimizer, plain, other) if own else optimizer
@@ -51,7 +54,7 @@ def treat(model: nn.Module, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Pla
     even those: buffers, modes, gradients, hooks and random state stay as they are.
 
     Args:
-        model: Written in place; it holds no lazy and no sharded parameters.
+        model: Written in place; it holds no lazy parameters.
         batch, loss_fn: As `fanin.check` takes them; the loss is not computed.
         spec: Of this model, from a pass.
         plan: What to do.
@@ -62,7 +65,7 @@ def treat(model: nn.Module, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Pla
         UsageError: The model has parameters that cannot be written.
     """
     plain = uncompiled(model)
-    _require_whole(plain)
+    _require_written(plain)
     args, kwargs, _ = parts(batches(batch, 1)[0], loss_fn)
     before = {name: p.detach().clone() for name, p in plain.named_parameters() if is_plain(p)}
     drawing = Drawing(plain, spec, torch.Generator().manual_seed(seed))
@@ -173,17 +176,15 @@ def adopt(model: nn.Module, repaired: nn.Module, names: Sequence[str]) -> Callab
     """
     own = dict(uncompiled(model).named_parameters())
     new = dict(uncompiled(repaired).named_parameters())
-    kept = {name: own[name].detach().clone() for name in names}
+    before = [kept(own[name]) for name in names]
 
     def undo() -> None:
-        with torch.no_grad():
-            for name, values in kept.items():
-                own[name].copy_(values)
+        for put_back in before:
+            put_back()
 
     try:
-        with torch.no_grad():
-            for name in names:
-                own[name].copy_(new[name])
+        for name in names:
+            put(own[name], new[name])
     except BaseException:
         undo()
         raise
@@ -221,8 +222,8 @@ def _more(names: Sequence[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _require_whole(model: nn.Module) -> None:
-    """Neither lazy, nor without memory, nor sharded.
+def _require_written(model: nn.Module) -> None:
+    """Neither lazy nor without memory.
 
     Raises:
         UsageError: One of its parameters is.
@@ -234,7 +235,7 @@ def _require_whole(model: nn.Module) -> None:
                 f"a parameter is {what[0]}, and cannot be drawn",
                 where=name,
                 got=f"a {type(parameter).__name__} of shape {_shape(parameter)}",
-                expected="parameters that this process holds whole",
+                expected="parameters that have been made",
                 next_step=what[1],
             )
 
@@ -244,11 +245,6 @@ def _unwritable(parameter: nn.Parameter) -> tuple[str, str] | None:
         return "lazy", "run the model once on a batch first"
     if parameter.is_meta:
         return "on the meta device", "materialize it first: model.to_empty(device=...)"
-    if hasattr(parameter, "placements"):  # a DTensor: FSDP2, tensor parallelism
-        return (
-            "sharded",
-            "repair the model before it is sharded; with the same seed every rank draws the same values",
-        )
     return None
 
 

@@ -177,16 +177,39 @@ def _parameters(model: nn.Module) -> Callable[[], None]:
 
 def _write_back(tensor: Tensor, before: Tensor) -> None:
     """Bit for bit, into the same memory, and only where something changed; version counters stay as they are."""
-    if tensor.shape != before.shape:
+    if tensor.shape != before.shape or tensor.layout is not before.layout:
         tensor.data = before
     elif not _same_bits(tensor, before):
-        tensor.data.copy_(before)
+        _copy(tensor, before)
+
+
+def _copy(tensor: Tensor, before: Tensor) -> None:
+    """Part by part: copied as a whole, a sparse tensor's alias gets new memory and the tensor itself keeps its old."""
+    mine, its = _stored(tensor), _stored(before)
+    if [part.shape for part in mine] != [part.shape for part in its]:
+        tensor.data = before
+        return
+    for part, was in zip(mine, its, strict=True):
+        part.data.copy_(was)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.layout is not torch.strided or a.is_quantized:
+    if a.is_quantized or a.is_mkldnn:
         return torch.equal(a.detach(), b)
-    return torch.equal(_bits(a), _bits(b))
+    mine, its = _stored(a), _stored(b)
+    return all(m.shape == i.shape and torch.equal(_bits(m), _bits(i)) for m, i in zip(mine, its, strict=True))
+
+
+def _stored(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The dense tensors that hold it: indices and values of a sparse one, whose kinds know no comparison."""
+    plain = tensor.detach()
+    if plain.layout is torch.sparse_coo:
+        return plain._indices(), plain._values()
+    if plain.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return plain.crow_indices(), plain.col_indices(), plain.values()
+    if plain.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return plain.ccol_indices(), plain.row_indices(), plain.values()
+    return (plain,)
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fanin.adapters.torch.attention import attention_entropy
+from fanin.adapters.torch.attention import SOFTMAXES, attention_entropy
 from fanin.adapters.torch.bare import BareWeights, Met
 from fanin.adapters.torch.describe import (
     is_computing,
@@ -223,10 +223,10 @@ class Tracer:
 
     def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is about to run."""
-        if func in ATTENTIONS:
+        value = args[0] if args else kwargs.get("input")
+        if func in ATTENTIONS and not (func in SOFTMAXES and self._is_router(value)):
             self._attends(func, args, kwargs)
         name = activation_of(func, kwargs)
-        value = args[0] if args else kwargs.get("input")
         if name is None or not isinstance(value, Tensor):
             return
         tensor, path = self._activation_name(name)
@@ -242,6 +242,12 @@ class Tracer:
         entropy = partial(attention_entropy, func, args, kwargs)
         self._listener.attention_runs(path, self._names[f"{path}_attention"], entropy)
         self._names[f"{path}_attention"] += 1
+
+    def _is_router(self, logits: Any) -> bool:
+        """Whether a softmax chooses among a layer's own units, as mixtures of experts do, and not among positions."""
+        layers = self._of(logits).layers if isinstance(logits, Tensor) else ()
+        module = self._layers.get(next(iter(layers))) if len(layers) == 1 else None
+        return isinstance(module, nn.Linear) and module.out_features == logits.shape[-1]
 
     def _unit_axis(self, source: Provenance, value: Tensor) -> int | None:
         """The axis that counts units: that of the layers which it comes from, as long as they agree."""
