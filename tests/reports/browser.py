@@ -53,7 +53,7 @@ class Opened:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(path.as_uri())
         if options.get("java_script_enabled", True):
-            self.page.wait_for_selector("html[data-drawn]", timeout=30_000)
+            self.page.wait_for_selector("html[data-drawn]", timeout=60_000)
         self.asked.remove(path.as_uri())
 
     def chart(self, name: str) -> Any:

@@ -35,7 +35,7 @@ def of_report(trial: Trial, diagnosis: Diagnosis) -> str:
     try:
         picture = _picture(trial, diagnosis)
     except UsageError:
-        return _plain(render("terminal", trial, diagnosis, width=100))
+        return _pre(render("terminal", trial, diagnosis, width=100))
     return _box([*_verdict(trial, diagnosis), picture, *_below(trial, diagnosis)])
 
 
@@ -46,7 +46,7 @@ def of_trial(trial: Trial) -> str:
     try:
         picture = _picture(trial, Diagnosis(Verdict.UNDECIDED))
     except UsageError:
-        return _plain(f"{name}\n{said}")
+        return _pre(f"{name}\n{said}")
     return _box([f"<b>{_text(name)}</b>", f'<div style="{QUIET}">{_text(said)}</div>', picture])
 
 
@@ -63,7 +63,7 @@ def of_repair(
     try:
         picture = _picture(trial, diagnosis, repair, after)
     except UsageError:
-        return _plain(
+        return _pre(
             terminal_repair("terminal", trial, diagnosis, repair, discarded, applied=applied, width=100)
         )
     return _box([*_verdict(trial, diagnosis), picture, _pre(text)])
@@ -116,10 +116,6 @@ def _below(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
 
 def _box(parts: list[str]) -> str:
     return f'<div style="{BOX}">{"".join(parts)}</div>'
-
-
-def _plain(text: str) -> str:
-    return _pre(text)
 
 
 def _pre(text: str) -> str:

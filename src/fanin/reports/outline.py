@@ -10,7 +10,6 @@ from fanin.judgement import rule_types
 from fanin.reports.base import dimensions, fired
 from fanin.reports.json import STATUS
 from fanin.reports.typeset import counted, number
-from fanin.rule import Rule
 from fanin.summary import Interval
 from fanin.trial import LayerSpec, Trial
 from fanin.trust import DOUBTS
@@ -120,12 +119,8 @@ def said(diagnosis: Diagnosis) -> tuple[str, ...]:
 
 def pages(diagnosis: Diagnosis) -> Iterator[tuple[str, str, str]]:
     """Code, name and page, as Markdown, of each code that the report names."""
-    known: dict[str, tuple[str, str]] = {rule.code: (rule.name, _page(rule)) for rule in rule_types()}
+    known: dict[str, tuple[str, str]] = {rule.code: (rule.name, rule.page()) for rule in rule_types()}
     known |= {doubt.code: (doubt.name, doubt.page) for doubt in DOUBTS}
     for code in said(diagnosis):
         if code in known:
             yield code, *known[code]
-
-
-def _page(rule: type[Rule]) -> str:
-    return rule.page()
