@@ -82,6 +82,7 @@ def test_the_page_says_what_the_diagnosis_says() -> None:
         "10 of 10 layers ran, 10 steps, 1 rank",
         "train.py --lr 3e-4",
         "What it detects",
+        "5 of 10 layers lie outside of what is expected.",
     ):
         assert said in text, said
 

@@ -194,7 +194,7 @@ def _captions(shown: Figures) -> dict[str, str]:
     faults = [point.layer for point in shown.points if point.mark == "fault"]
     named = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
     off = sum(1 for point in shown.points if _is_off(point))
-    known = sum(1 for point in shown.points if point.sound is not None)
+    known = sum(1 for point in shown.points if point.low is not None and point.variance is not None)
     where = f"At fault: {named}. " if faults else ""
     band = f"{off} of {known} layers lie outside of what is expected." if known else ""
     return {
