@@ -125,6 +125,31 @@ def test_json_goes_to_a_file_and_then_stdout_is_empty(trials: dict[str, str], tm
     assert json.loads(place.read_text())["verdict"] == "poor"
 
 
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("a.md", "## POOR"),
+        ("a.sarif", "{"),
+        ("a.xml", "<?xml"),
+        ("a.txt", "POOR"),
+        ("a.html", "<!doctype html>"),
+    ],
+)
+def test_the_name_of_a_file_chooses_the_form(
+    name: str, start: str, trials: dict[str, str], tmp_path: Path
+) -> None:
+    if name.endswith("html"):
+        pytest.importorskip("altair", reason="needs the extra html")
+    result = fanin("report", trials["poor"], "-o", str(tmp_path / name))
+    assert (result.exit_code, result.output) == (0, "")
+    assert (tmp_path / name).read_text(encoding="utf-8").startswith(start)
+
+
+def test_a_format_that_is_asked_for_wins_over_the_name(trials: dict[str, str], tmp_path: Path) -> None:
+    fanin("report", trials["poor"], "--format", "json", "-o", str(tmp_path / "a.md"))
+    assert json.loads((tmp_path / "a.md").read_text())["verdict"] == "poor"
+
+
 def test_one_rule_with_parameters(trials: dict[str, str]) -> None:
     asked = ("judge", trials["poor"], "--rule", "PoorWeightInitialization", "--format", "json")
     strict = json.loads(fanin(*asked, "--set", "threshold=2").stdout)

@@ -12,7 +12,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
-HEAVY = ("click", "jax", "keras", "numpy", "pandas", "pyarrow", "rich", "tensorflow", "torch")
+HEAVY = (
+    "altair",
+    "click",
+    "jax",
+    "jinja2",
+    "keras",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "rich",
+    "tensorflow",
+    "torch",
+    "vl_convert",
+)
 
 
 def run(*command: str, source: Path = SOURCE) -> subprocess.CompletedProcess[str]:
@@ -54,7 +67,7 @@ def test_the_check_of_what_is_loaded_can_fail() -> None:
 
 @pytest.mark.parametrize("module", ["fanin.judgement", "fanin.diagnosis", "fanin.stores", "fanin.examine"])
 def test_judging_a_stored_trial_loads_no_framework(module: str) -> None:
-    assert loaded_by(f"import {module}") & {"torch", "jax", "keras", "tensorflow"} == set()
+    assert loaded_by(f"import {module}") & {"torch", "jax", "jinja2", "keras", "tensorflow"} == set()
 
 
 def test_imports_point_down() -> None:

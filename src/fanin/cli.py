@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FORMATS = ("terminal", "json")
+FORMATS = ("terminal", "json", "html", "markdown", "sarif", "junit", "github")
 """As in `fanin.reports`, which is not imported for `--help`; a test compares them."""
 
 BROKEN, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
@@ -86,13 +86,15 @@ _format = click.option(
     "--format",
     "form",
     type=click.Choice(FORMATS),
-    default="terminal",
-    show_default=True,
-    help="Form of the report.",
+    help="Form of the report.  [default: as the name of -o FILE ends, or else terminal]",
 )
 _color = click.option("--color/--no-color", default=None, help="Colours; by default on terminals.")
 _file = click.option(
-    "-o", "--output", "path", type=click.Path(dir_okay=False), help="Write the report to a file instead."
+    "-o",
+    "--output",
+    "path",
+    type=click.Path(dir_okay=False),
+    help="Write the report to a file; its form by the end of its name: .html .json .md .sarif .xml .txt.",
 )
 _fail_on = click.option(
     "--fail-on",
@@ -162,7 +164,7 @@ def check(
     budget: str | None,
     force: bool,
     fail_on: str,
-    form: str,
+    form: str | None,
     color: bool | None,
     path: str | None,
 ) -> int:
@@ -176,7 +178,7 @@ def check(
     Examples:
       fanin check model.py:build               a file
       fanin check app.models:build             a module, from here
-      fanin check app.models:build --format json -o init.json
+      fanin check app.models:build -o init.html
       fanin check model.py:build --race        and train copies a little, beside sound ones
       fanin check model.py:build --fix         and propose a repair that is proven
       fanin check model.py:build --diff        and show it as a change of your files
@@ -229,12 +231,12 @@ def _repairing(bar: Progress, task: TaskID, phase: str, done: int, planned: int)
 
 
 def _show_fixed(
-    fixed: RepairReport, diff: bool, fail_on: str, form: str, color: bool | None, path: str | None
+    fixed: RepairReport, diff: bool, fail_on: str, form: str | None, color: bool | None, path: str | None
 ) -> int:
     from fanin.output import Output
 
     out = Output(form, color, path)
-    out.write(fixed.render(form, diff=diff, width=out.width, color=out.colored))
+    out.write(fixed.render(out.form, diff=diff, width=out.width, color=out.colored))
     return EXITS[fail_on][fixed.verdict.value]
 
 
@@ -281,7 +283,7 @@ def judge(
     settings: tuple[str, ...],
     config: str | None,
     fail_on: str,
-    form: str,
+    form: str | None,
     color: bool | None,
     path: str | None,
 ) -> int:
@@ -324,20 +326,20 @@ def _configured(path: str) -> list[Rule]:
 @main.command(short_help="Show what judging a trial says.")
 @click.argument("trial")
 @reporting
-def report(trial: str, form: str, color: bool | None, path: str | None) -> int:
+def report(trial: str, form: str | None, color: bool | None, path: str | None) -> int:
     """Show what judging a trial says; the exit code is 0 for every trial that can be read.
 
     \b
     Examples:
       fanin report runs/exp1
-      fanin report runs/exp1 --format json -o exp1.json
+      fanin report runs/exp1 -o exp1.html     a page to look at; also .json .md .sarif .xml
     """
     from fanin.examine import judge as examine
 
     return _show(examine(trial), "never", form, color, path)
 
 
-def _show(report: Report, fail_on: str, form: str, color: bool | None, path: str | None) -> int:
+def _show(report: Report, fail_on: str, form: str | None, color: bool | None, path: str | None) -> int:
     from fanin.output import Output
 
     Output(form, color, path).show(report.trial, report.diagnosis)
@@ -360,7 +362,7 @@ def run(
     trial: str | None,
     steps: int,
     no_report: bool,
-    form: str,
+    form: str | None,
     color: bool | None,
     path: str | None,
 ) -> None:
@@ -388,7 +390,7 @@ def run(
     launch.end_like(status)
 
 
-def _report_run(trial: str, form: str, color: bool | None, path: str | None) -> None:
+def _report_run(trial: str, form: str | None, color: bool | None, path: str | None) -> None:
     """Judge what the child left. Whatever goes wrong here, the exit code stays the child's."""
     from fanin.examine import judge as examine
     from fanin.output import Output

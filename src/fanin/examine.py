@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import isroutine
+from pathlib import Path
 from typing import Any
 
 from fanin import judgement, reports
@@ -48,8 +49,21 @@ class Report:
         """The report as text, in a format of `fanin.reports`."""
         return reports.render(form, self.trial, self.diagnosis, width=width, color=color)
 
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one HTML page that opens from anywhere; needs the extra `html`.
+
+        Raises:
+            UsageError: The extra is not installed.
+        """
+        Path(path).write_text(self.render("html"), encoding="utf-8")
+
     def __str__(self) -> str:
         return self.render()
+
+    def _repr_html_(self) -> str:
+        from fanin.reports import notebook
+
+        return notebook.of_report(self.trial, self.diagnosis)
 
 
 def check(

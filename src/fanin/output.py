@@ -15,7 +15,7 @@ import click
 
 from fanin.errors import UsageError
 from fanin.finding import Diagnosis
-from fanin.reports import render
+from fanin.reports import format_of, render
 from fanin.trial import Trial
 
 WIDTH = 80
@@ -30,20 +30,20 @@ class Output:
     """The common options of the command line.
 
     Attributes:
-        format: A format of `fanin.reports`.
+        format: A format of `fanin.reports`; None for that which the file's name stands for.
         color: Whether to use colours; None to tell by the terminal.
         path: A file instead of the stream.
         to_stderr: Stderr instead of stdout, which belongs to somebody else.
     """
 
-    format: str = "terminal"
+    format: str | None = None
     color: bool | None = None
     path: str | None = None
     to_stderr: bool = False
 
     def show(self, trial: Trial, diagnosis: Diagnosis) -> None:
         """Write a report."""
-        self.write(render(self.format, trial, diagnosis, width=self.width, color=self.colored))
+        self.write(render(self.form, trial, diagnosis, width=self.width, color=self.colored))
 
     def write(self, text: str) -> None:
         """Write text and a line break.
@@ -83,6 +83,11 @@ class Output:
             lines.append("  ".join([*(f"{cell:<{w}}" for cell, w in zip(cells, widths, strict=True)), first]))
             lines += [" " * hang + line for line in more]
         return "\n".join(lines)
+
+    @property
+    def form(self) -> str:
+        """The format of the report."""
+        return self.format or format_of(self.path or "")
 
     @property
     def stream(self) -> TextIO:

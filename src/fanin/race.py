@@ -191,6 +191,11 @@ class Race:
         return self.progress(self._best(self._references))
 
     @property
+    def curves(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The losses of both twins, each at its best learning rate: as given, and of the reference."""
+        return self._best([heat.given for heat in self.heats]), self._best(self._references)
+
+    @property
     def _references(self) -> list[tuple[float, ...]]:
         """The re-draw's curves that went all the way: after STEPS only the best one goes on."""
         return [heat.reference for heat in self.heats if len(heat.reference) >= self.steps]

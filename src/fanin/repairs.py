@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -18,6 +20,7 @@ from fanin.errors import UsageError
 from fanin.examine import Report, built, check
 from fanin.finding import Verdict
 from fanin.race import MOST
+from fanin.trial import Trial
 
 
 @dataclass(slots=True)
@@ -68,13 +71,32 @@ class RepairReport:
             self.repair,
             self.discarded,
             applied=self.applied,
+            after=self._after,
             diff=diff,
             width=width,
             color=color,
         )
 
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one HTML page that opens from anywhere; needs the extra `html`.
+
+        Raises:
+            UsageError: The extra is not installed.
+        """
+        Path(path).write_text(self.render("html"), encoding="utf-8")
+
+    @property
+    def _after(self) -> Trial | None:
+        return self.after.trial if self.after is not None else None
+
     def __str__(self) -> str:
         return self.render()
+
+    def _repr_html_(self) -> str:
+        from fanin.reports import notebook
+
+        trial, diagnosis = self.report.trial, self.report.diagnosis
+        return notebook.of_repair(trial, diagnosis, self.repair, self.discarded, self.applied, self._after)
 
 
 def repair(

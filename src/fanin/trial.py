@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import reduce
+from importlib import import_module
 from math import nan, prod
 from pathlib import PurePath
 
@@ -351,6 +352,10 @@ class Trial:
     def joined(self) -> Trial:
         """The trial with whole tensors in place of the blocks that single ranks hold."""
         return replace(self, steps=tuple(map(_joined, self.steps)))
+
+    def _repr_html_(self) -> str:
+        # By name: a notebook asks the object itself, and a noun knows nothing of the reports above it.
+        return str(import_module("fanin.reports.notebook").of_trial(self))
 
 
 def _half_of(step: Step, which: int) -> Step:

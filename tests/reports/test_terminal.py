@@ -120,5 +120,5 @@ def test_a_label_without_text_is_not_shown() -> None:
 
 def test_an_unknown_format_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(UsageError) as caught:
-        render("sarif", *CASES["single"]())
+        render("pdf", *CASES["single"]())
     assert caught.value.expected == f"one of {', '.join(FORMATS)}"

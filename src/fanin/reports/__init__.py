@@ -11,8 +11,40 @@ from fanin.finding import Diagnosis
 from fanin.reports.base import Renderer
 from fanin.trial import Trial
 
-FORMATS = {"terminal": "fanin.reports.terminal", "json": "fanin.reports.json"}
+FORMATS = {
+    "terminal": "fanin.reports.terminal",
+    "json": "fanin.reports.json",
+    "html": "fanin.reports.html",
+    "markdown": "fanin.reports.markdown",
+    "sarif": "fanin.reports.sarif",
+    "junit": "fanin.reports.junit",
+    "github": "fanin.reports.github",
+}
 """Format -> module, which holds a function called `render`."""
+
+
+EXTENSIONS = {
+    ".txt": "terminal",
+    ".json": "json",
+    ".html": "html",
+    ".htm": "html",
+    ".md": "markdown",
+    ".sarif": "sarif",
+    ".xml": "junit",
+}
+"""End of a file's name -> the format that it stands for."""
+
+
+def format_of(path: str) -> str:
+    """The format that a file's name stands for; `terminal` where it stands for none.
+
+    >>> format_of("init.html"), format_of("out/FANIN.SARIF.json"), format_of("report")
+    ('html', 'sarif', 'terminal')
+    """
+    name = path.lower()
+    if name.endswith(".sarif.json"):
+        return "sarif"
+    return next((form for end, form in EXTENSIONS.items() if name.endswith(end)), "terminal")
 
 
 def render(format: str, trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool = False) -> str:  # noqa: A002
@@ -44,28 +76,35 @@ def render_repair(
     discarded: Sequence[Repair] = (),
     *,
     applied: bool = False,
+    after: Trial | None = None,
     diff: bool = False,
     width: int = 80,
     color: bool = False,
 ) -> str:
-    """A report with a repair, as text.
+    """A report with a repair, as text; formats that know of findings only leave it out.
 
     Args:
         format, trial, diagnosis, width, color: As for `render`.
         repair: What is proposed; None where nothing is.
         discarded: What was tried and did not win.
         applied: Whether the model holds the repair by now.
-        diff: Whether to show it as a change of files too.
+        after: The look at the repaired network, for formats that draw it.
+        diff: Whether to show it as a change of files too, where that is a choice.
 
     Raises:
         UsageError: There is no such format.
     """
-    if format == "json":
-        from fanin.reports.json import render_with
+    if format == "html":
+        from fanin.reports.html import page
 
-        return render_with(trial, diagnosis, repair, discarded, applied)
+        return page(trial, diagnosis, repair, discarded, applied=applied, after=after)
+    if format in ("json", "markdown"):
+        render_with = import_module(FORMATS[format]).render_with
+        return str(render_with(trial, diagnosis, repair, discarded, applied))
+    above = render(format, trial, diagnosis, width=width, color=color)
+    if format != "terminal":
+        return above
     from fanin.reports.repair import render as render_below
 
-    above = render(format, trial, diagnosis, width=width, color=color)
     below = render_below(repair, discarded, applied=applied, diff=diff, width=width, color=color)
     return f"{above}\n\n{below}"

@@ -99,6 +99,13 @@ def shown_step(trial: Trial) -> Step | None:
     return trial.start or next(iter((*trial.train_steps, *trial.steps)), None)
 
 
+def shown_worker(trial: Trial, diagnosis: Diagnosis) -> int:
+    """The rank whose view a report shows: one that saw the first fault, or else the first."""
+    if diagnosis.origins:
+        return diagnosis.origins[0].finding.workers[0]
+    return trial.workers[0] if trial.workers else 0
+
+
 def variance(summary: TensorSummary) -> float:
     """Variance of an output: per unit where known; nan or inf where it holds such values."""
     if summary.non_finite:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from math import isfinite, isnan
 from typing import Any
 
@@ -28,6 +29,13 @@ STATUS = {
     Verdict.UNDECIDED: "Undecided",
 }
 """The documented rule's own words; the third is ours, for it never says that it cannot tell."""
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of this report (draft 2020-12), which is in the package as `reports/report.schema.json`."""
+    text = files("fanin.reports").joinpath("report.schema.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def render(trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool = False) -> str:
@@ -97,7 +105,7 @@ def _effect(effect: Effect) -> dict[str, Any]:
 def _report(trial: Trial, diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
-        "tool": {"name": "fanin", "version": _version()},
+        "tool": {"name": "fanin", "version": tool_version()},
         "verdict": diagnosis.verdict.value,
         "confidence": diagnosis.confidence,
         "decided_by": diagnosis.decided_by or None,
@@ -135,7 +143,8 @@ def _race(race: Race | None) -> dict[str, Any] | None:
     }
 
 
-def _version() -> str:
+def tool_version() -> str:
+    """Of this package, as it was installed."""
     try:
         return version("fanin")
     except PackageNotFoundError:  # run from a source tree that was never installed

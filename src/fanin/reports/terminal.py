@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from fanin.finding import Diagnosis, Finding, Scope, Verdict
-from fanin.reports.base import dimensions, fired, profile
+from fanin.reports.base import dimensions, fired, profile, shown_worker
 from fanin.reports.chart import draw
 from fanin.reports.json import STATUS
 from fanin.reports.typeset import LABEL, banner, counted, elide, escape, number, paragraph, to_string
@@ -134,7 +134,7 @@ def _measurement(finding: Finding) -> str:
 def _rows(trial: Trial, diagnosis: Diagnosis, width: int) -> list[Text]:
     """The layers around the faults, between two blank lines; as seen by the rank that saw the first fault."""
     blamed = frozenset(origin.finding.layer for origin in diagnosis.origins)
-    worker = _worker(trial, diagnosis)
+    worker = shown_worker(trial, diagnosis)
     seen = profile(trial.of_worker(worker), blamed)
     rows = draw(seen, diagnosis, width)
     if not rows:
@@ -143,12 +143,6 @@ def _rows(trial: Trial, diagnosis: Diagnosis, width: int) -> list[Text]:
     notes += [f"rows show step {seen.step}: step 0 was not watched"] if seen.step else []
     aside = [Text(f"          {note}", style="dim") for note in notes]
     return [Text(), *rows, *aside, Text()]
-
-
-def _worker(trial: Trial, diagnosis: Diagnosis) -> int:
-    if diagnosis.origins:
-        return diagnosis.origins[0].finding.workers[0]
-    return trial.workers[0] if trial.workers else 0
 
 
 def _loss(trial: Trial) -> str:
