@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fanin import summary as reference
 from fanin.adapters.torch import statistics
-from fanin.adapters.torch.quick import quick
+from fanin.adapters.torch.quick import EXACT_IN_FLOAT32, quick
 from fanin.adapters.torch.statistics import PIECE, measure, read, summarize
 from fanin.summary import MOMENT_LIMIT, TensorSummary
 
@@ -144,7 +144,7 @@ def require_reference(tensor: Tensor, offset: int = 0) -> None:
 
 def rounding_of(tensor: Tensor) -> float:
     """Of the short way, where it may have been taken."""
-    short = statistics.quick is quick and tensor.dtype is torch.float32 and tensor.numel() > 0
+    short = statistics.quick is quick and tensor.dtype in EXACT_IN_FLOAT32 and tensor.numel() > 0
     return QUICK if short else 0.0
 
 

@@ -1,12 +1,16 @@
-"""The common case on a CPU: float32, finite, of a size whose squares float32 can hold.
+"""The common case on a CPU: float32 or narrower, finite, of a size whose squares float32 can hold.
 
-No float64 copy, and half the reads of the general way of `statistics`. A histogram of a large tensor looks at a
-sample, and says so. Whatever does not fit returns None and takes the general way.
+Values are looked at in pieces that stay in the cache while all is read from them, without a copy of the tensor. A
+histogram of a large tensor looks at a sample, and says so. Whatever does not fit returns None and takes the general
+way of `statistics`.
 """
 
 from __future__ import annotations
 
-from math import gcd, nan, prod
+import threading
+from collections.abc import Callable
+from math import gcd, prod
+from typing import Final
 
 import numpy as np
 import torch
@@ -23,113 +27,272 @@ from fanin.summary import (
     projection_weights,
 )
 
-PIECE = 2**17
-"""Values looked at together: 512 KiB, which stay in the second-level cache for all four reads. The float32 dot product
+Singles = NDArray[np.float32]
+
+EXACT_IN_FLOAT32: Final = frozenset({torch.float32, torch.bfloat16, torch.float16})
+"""Dtypes whose every value is one of float32."""
+
+PIECE: Final = 2**17
+"""Values looked at together: 512 KiB, which stay in the second-level cache for all reads. The float32 dot product
 over a piece rounds by about 2e-6 (measured against float64)."""
 
-SQUARES_FIT = (1e-15, 1e15)
+SQUARES_FIT: Final = (1e-15, 1e15)
 """Largest magnitude of a tensor between which squares neither vanish nor overflow in float32 (1e-38 to 1e38), with
 room for values 10^4 below it."""
 
-LOOKED_AT = 2**15
+LOOKED_AT: Final = 2**15
 """Values at least that a histogram looks at: the 5 % quantile of a Gaussian is then known to about 3 %, the width of
 a bin. All of 10^6 values cost 2 ms, four times as much as their moments."""
 
-SPREAD_SHARE = 0.9
-"""M2 must be at least this share of Σx²: then the subtraction costs less than a bit."""
+SPREAD_SHARE: Final = 0.5
+"""M2 must be at least this share of Σ(x - c)²: then subtracting the rest costs no more than a bit. Elsewhere c, which
+is 0 at first, is moved to the mean and the values are read again."""
+
+SHORT: Final = 64
+"""Values in a row below which rows are read side by side: reductions along rows of 16 took 10 times as long."""
+
+WIDE: Final = 1024
+"""Columns at least that are read side by side, where the shape allows it: 16 took 20 times as long, and the fewer rows
+a piece has, the less their sum rounds."""
+
+TALL: Final = 512
+"""Rows at most in a piece that is read by columns. Their float32 sum goes one by one: 2^9 roundings of up to 2^-25."""
+
+_scratch = threading.local()
+
+
+class _UnfitError(Exception):
+    """What was met is for the general way."""
 
 
 def quick(
     values: Tensor, histogram: bool, unit_axis: int | None, offset: int, fingerprint: bool = True
 ) -> TensorSummary | None:
     """The summary of a tensor, or None where the short way would not be exact."""
-    if values.dtype is not torch.float32 or values.device.type != "cpu" or not values.numel():
+    if values.dtype not in EXACT_IN_FLOAT32 or values.device.type != "cpu" or not values.numel():
         return None
-    if unit_axis is None:
-        return _whole(values, histogram)
-    return _by_units(values, histogram, unit_axis, offset, fingerprint)
+    try:
+        if unit_axis is None:
+            return _whole(values, histogram)
+        return _by_units(values, histogram, unit_axis, offset, fingerprint)
+    except _UnfitError:
+        return None
 
 
-def _whole(values: Tensor, histogram: bool) -> TensorSummary | None:
-    """M2 = Σx² - n x̄², which loses nothing as long as the mean is small against the spread."""
+def _require(fits: bool) -> None:
+    if not fits:
+        raise _UnfitError
+
+
+def _room(size: int, number: int) -> Singles:
+    """Memory of this thread's own for a piece; as it is kept, it costs no page faults."""
+    held: dict[int, Singles] = _scratch.__dict__
+    room = held.get(number)
+    if room is None or len(room) < size:
+        room = held[number] = np.empty(max(PIECE, size), np.float32)
+    return room[:size]
+
+
+def _single(piece: Tensor) -> Tensor:
+    """The piece in float32, which holds its values exactly."""
+    if piece.dtype is torch.float32:
+        return piece
+    return torch.from_numpy(_room(piece.numel(), 0)).view(piece.shape).copy_(piece)
+
+
+# ── a tensor as a whole ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _whole(values: Tensor, histogram: bool) -> TensorSummary:
     flat = values.reshape(-1)
-    pieces = [flat] if len(flat) <= PIECE else list(flat.split(PIECE))
-    low, high = _extremes(pieces)
-    if not SQUARES_FIT[0] < max(-low, high) < SQUARES_FIT[1]:  # also False for NaN
-        return None
     n = len(flat)
-    mean = sum(float(piece.sum()) for piece in pieces) / n
-    squares = sum(
-        float(np.dot(piece.numpy(), piece.numpy())) for piece in pieces
-    )  # by NumPy: see _projection
-    m2 = squares - n * mean * mean
-    if m2 < SPREAD_SHARE * squares:
-        return None
-    zeros = sum(map(_zeros, pieces)) if low <= 0 <= high else 0
-    counts = _histogram(flat) if histogram else None
-    return TensorSummary(n, 0, 0, zeros, mean, m2, low, high, counts)
+    pieces = flat.split(PIECE) if n > PIECE else (flat,)
+    low, high, zeros, total, squares = np.inf, -np.inf, 0, 0.0, 0.0
+    for piece in map(_single, pieces):
+        least, most = (end.item() for end in piece.aminmax())
+        _require(max(-least, most) < SQUARES_FIT[1])  # which NaN is not
+        low, high = min(low, least), max(high, most)
+        numbers = piece.numpy()  # whose products no autocast lowers to bfloat16
+        zeros += _zeros(numbers) if least <= 0 <= most else 0
+        total += piece.sum().item()
+        squares += float(np.dot(numbers, numbers))
+    _require(low == high == 0 or max(-low, high) > SQUARES_FIT[0])
+    mean, m2 = total / n, squares - total * total / n
+    if low == high:
+        mean, m2 = low, 0.0
+    elif m2 < SPREAD_SHARE * squares:
+        mean, m2 = _around(pieces, mean, n)
+    return TensorSummary(n, 0, 0, zeros, mean, m2, low, high, _histogram(flat) if histogram else None)
+
+
+def _around(pieces: tuple[Tensor, ...], near: float, n: int) -> tuple[float, float]:
+    """Mean and M2 by the corrected two-pass algorithm (Chan et al. 1983, eq. 1.7): what was rounded off the mean comes
+    back through the sum of deviations."""
+    centre = np.float32(near)
+    rest = squares = 0.0
+    for piece in map(_single, pieces):
+        off = np.subtract(piece.numpy(), centre, out=_room(len(piece), 1))
+        rest += float(off.sum())
+        squares += float(np.dot(off, off))
+    return float(centre) + rest / n, max(squares - rest * rest / n, 0.0)
+
+
+# ── by units ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _by_units(
     values: Tensor, histogram: bool, unit_axis: int, offset: int, fingerprint: bool
-) -> TensorSummary | None:
-    """As [before, units, after], whatever the layout: rows of a weight, channels of an image, features of a token."""
-    shape, axis = values.shape, range(values.ndim)[unit_axis]
-    x = values.reshape(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))
-    low, high = x.amin((0, 2)), x.amax((0, 2))
-    if not SQUARES_FIT[0] < float(torch.maximum(-low, high).max()) < SQUARES_FIT[1]:
-        return None
-    each = x.shape[0] * x.shape[2]
+) -> TensorSummary:
+    x = _in_three(values, unit_axis, fingerprint)
+    each, units = x.shape[0] * x.shape[2], x.shape[1]
+    zeros, (low, high, sums, squares) = _read(x, None)
+    largest, constant = np.maximum(-low, high), low == high
+    _require(bool(((largest == 0) | (largest > SQUARES_FIT[0])).all()))
+    mean, m2 = sums / each, squares - sums * sums / each
+    if bool((~constant & (m2 < SPREAD_SHARE * squares)).any()):
+        centre = mean.astype(np.float32)
+        _, (_, _, sums, squares) = _read(x, centre)
+        mean, m2 = centre + sums / each, squares - sums * sums / each
+    mean, m2 = np.where(constant, low, mean), np.where(constant, 0.0, np.maximum(m2, 0.0))
     weights = projection_weights(each, offset) if fingerprint else None
-    along = np.zeros(len(low)) if weights is None else _projection(x, weights.astype(np.float32))
-    mean, m2 = _moments(x, each, low == high)
-    units = UnitSummary(np.full(len(low), each), mean, m2, _wide(low), _wide(high), along)
-    centre = float(units.mean.mean())
-    spread = float(units.m2.sum() + each * np.square(units.mean - centre).sum())
-    zeros = _zeros(x) if bool((low <= 0).any() & (high >= 0).any()) else 0
-    extremes = float(units.minimum.min()), float(units.maximum.max())
+    along = np.zeros(units) if weights is None else _projection(x, weights.astype(np.float32))
+    middle = float(mean.mean())
+    spread = float(m2.sum() + each * np.square(mean - middle).sum())
     counts = _histogram(values.reshape(-1)) if histogram else None
-    return TensorSummary(values.numel(), 0, 0, zeros, centre, spread, *extremes, counts, units)
+    found = UnitSummary(np.full(units, each), mean, m2, low, high, along)
+    ends = float(low.min()), float(high.max())
+    return TensorSummary(values.numel(), 0, 0, zeros, middle, spread, *ends, counts, found)
 
 
-def _moments(x: Tensor, each: int, constant: Tensor) -> tuple[Floats, Floats]:
-    """Mean and M2 [units] by the corrected two-pass algorithm (Chan et al. 1983, eq. 1.7): what float32 rounds off the
-    mean comes back through the sum of deviations."""
-    centre = x.mean((0, 2))
-    deviations = x - centre[:, None]
-    rest = _wide(deviations.sum((0, 2)))
-    m2 = _wide(deviations.square_().sum((0, 2))) - rest**2 / each
-    return _wide(centre) + rest / each, np.where(constant.numpy(), 0.0, np.maximum(m2, 0.0))
+def _in_three(values: Tensor, unit_axis: int, in_order: bool) -> Tensor:
+    """[before, units, after]: rows of a weight, channels of an image, features of a token. Without a copy where the
+    memory allows it; where channels come last in it too, if the order of the values does not matter."""
+    shape, axis = values.shape, range(values.ndim)[unit_axis]
+    if not in_order and values.ndim == 4 and axis == 1 and not values.is_contiguous():
+        last = values.permute(0, 2, 3, 1)
+        if last.is_contiguous():
+            return last.reshape(-1, shape[1], 1)
+    return values.reshape(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))
 
 
-def _projection(x: Tensor, weights: NDArray[np.float32]) -> Floats:
-    """[units] Σ r(i) x(i) of x [before, units, after] with weights [before * after]: one matrix-vector product where
-    the layout allows it, which for the channels of an image it does not. By NumPy, whose products no autocast lowers
-    to bfloat16."""
+def _read(x: Tensor, centre: Singles | None) -> tuple[int, Floats]:
+    """Zeros, and [4, units] lowest, highest, Σ(x - c) and Σ(x - c)² with c of each unit, or 0 without a centre. Around
+    a centre zeros and extremes are not looked for."""
     before, units, after = x.shape
-    values = x.numpy()
-    if after == 1:
-        return np.asarray(weights @ values.reshape(before, units), np.float64)
+    if before == 1 or after >= SHORT:
+        rows = None if centre is None else np.tile(centre, before)
+        zeros, seen = _by_rows(x.reshape(before * units, after), rows)
+        return zeros, _merged(seen.reshape(4, before, units, 1))
+    side = _side_by_side(before, units * after)
+    columns = None if centre is None else np.tile(np.repeat(centre, after), side)
+    zeros, seen = _by_columns(x.reshape(before // side, side * units * after), columns)
+    return zeros, _merged(seen.reshape(4, side, units, after))
+
+
+def _side_by_side(rows: int, columns: int) -> int:
+    """How many rows to lay side by side, so that there are enough columns."""
+    side = 1
+    while side * columns < WIDE and rows % (2 * side) == 0:
+        side *= 2
+    return side
+
+
+def _merged(seen: Floats) -> Floats:
+    """[4, units] of [4, groups, units, groups]."""
+    low, high = seen[0].min((0, 2)), seen[1].max((0, 2))
+    return np.stack([low, high, seen[2].sum((0, 2)), seen[3].sum((0, 2))])
+
+
+def _by_rows(x: Tensor, centre: Singles | None) -> tuple[int, Floats]:
+    """Zeros, and [4, rows] as `_read` has them."""
+    zeros, strips = 0, []
+    for strip in x.split(PIECE, dim=1):
+        pieces = strip.split(max(1, PIECE // strip.shape[1]))
+        starts = np.cumsum([0, *map(len, pieces)])
+        centres = [
+            None if centre is None else centre[i : i + len(p), None]
+            for i, p in zip(starts, pieces, strict=False)
+        ]
+        looks = [_piece(piece, 1, middle) for piece, middle in zip(pieces, centres, strict=True)]
+        zeros += sum(few for few, _ in looks)
+        strips.append(np.concatenate([seen for _, seen in looks], axis=1))
+    return zeros, _together(strips)
+
+
+def _by_columns(x: Tensor, centre: Singles | None) -> tuple[int, Floats]:
+    """Zeros, and [4, columns] as `_read` has them."""
+    pieces = x.split(min(TALL, max(1, PIECE // x.shape[1])))
+    looks = [_piece(piece, 0, centre) for piece in pieces]
+    return sum(few for few, _ in looks), _together([seen for _, seen in looks])
+
+
+def _together(parts: list[Floats]) -> Floats:
+    """[4, n] of several parts of the same rows or columns."""
+    if len(parts) == 1:
+        return parts[0]
+    low, high, sums, squares = np.stack(parts, axis=1)
+    return np.stack([low.min(0), high.max(0), sums.sum(0), squares.sum(0)])
+
+
+def _piece(piece: Tensor, axis: int, centre: Singles | None) -> tuple[int, Floats]:
+    """Zeros, and [4, n] as `_read` has them, of a piece that is in the cache."""
+    single = _single(piece)
+    numbers, zeros = single.numpy(), 0
+    if centre is None:
+        low, high = single.amin(axis).numpy(), single.amax(axis).numpy()
+        least, most = float(low.min()), float(high.max())
+        _require(
+            max(-least, most) < SQUARES_FIT[1]
+        )  # which NaN is not: both would show in a warning of NumPy's
+        zeros = _zeros(numbers) if least <= 0 <= most else 0
+    else:
+        numbers = np.subtract(numbers, centre, out=_room(piece.numel(), 1).reshape(piece.shape))
+        low = high = np.zeros(piece.shape[1 - axis], np.float32)
+    sums, squares = _sums_of_rows(numbers) if axis else _sums_of_columns(numbers)
+    return zeros, np.stack([low, high, sums, squares]).astype(np.float64)
+
+
+def _sums_of_rows(numbers: Singles) -> tuple[Singles, Singles]:
+    return torch.from_numpy(numbers).sum(1).numpy(), _dots(numbers, numbers)
+
+
+def _sums_of_columns(numbers: Singles) -> tuple[Singles, Singles]:
+    """By products with ones, which read faster than sums along the first axis."""
+    ones = np.ones(len(numbers), np.float32)
+    squares = np.multiply(numbers, numbers, out=_room(numbers.size, 2).reshape(numbers.shape))
+    return ones @ numbers, ones @ squares
+
+
+def _dots_without_vecdot(one: Singles, other: Singles) -> Singles:
+    return np.asarray(np.einsum("ij,ij->i", one, other))
+
+
+_dots: Callable[[Singles, Singles], Singles] = getattr(np, "vecdot", _dots_without_vecdot)
+"""NumPy has had it since 2.0; it is three times as fast."""
+
+
+def _projection(x: Tensor, weights: Singles) -> Floats:
+    """[units] Σ r(i) x(i) of x [before, units, after] with weights [before * after]: matrix-vector products where the
+    layout allows it. By NumPy, whose products no autocast lowers to bfloat16."""
+    before, units, after = x.shape
     if before == 1:
-        return np.asarray(values[0] @ weights, np.float64)
-    return _wide((x * torch.from_numpy(weights).reshape(before, 1, after)).sum((0, 2)))
+        rows = x[0].split(max(1, PIECE // after))
+        return np.concatenate([_single(piece).numpy() @ weights for piece in rows]).astype(np.float64)
+    if after == 1:
+        count = max(1, PIECE // units)
+        pieces = enumerate(x.reshape(before, units).split(count))
+        products = (weights[i * count : (i + 1) * count] @ _single(piece).numpy() for i, piece in pieces)
+        return np.sum([product.astype(np.float64) for product in products], axis=0)
+    weighted = x.float() * torch.from_numpy(weights).reshape(before, 1, after)
+    return np.asarray(weighted.sum((0, 2)).double().numpy())
 
 
-def _zeros(x: Tensor) -> int:
+def _zeros(numbers: Singles) -> int:
     """NumPy counts the ones of a mask ten times faster than torch."""
-    return int(np.count_nonzero(x.numpy() == 0))
+    return int(np.count_nonzero(numbers == 0))
 
 
-def _wide(tensor: Tensor) -> Floats:
-    return tensor.double().numpy()
-
-
-def _extremes(pieces: list[Tensor]) -> tuple[float, float]:
-    """Smallest and largest value; NaN where there is one."""
-    ends = [(low.item(), high.item()) for low, high in (piece.aminmax() for piece in pieces)]
-    if any(low != low for low, _ in ends):
-        return nan, nan
-    return min(low for low, _ in ends), max(high for _, high in ends)
+# ── quantiles ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _histogram(flat: Tensor) -> Histogram:
@@ -139,6 +302,6 @@ def _histogram(flat: Tensor) -> Histogram:
     stride = max(1, n // LOOKED_AT)
     while stride > 1 and gcd(stride, n) > 1:
         stride += 1
-    sample = np.ascontiguousarray(flat.numpy()[::stride])
+    sample = np.ascontiguousarray(flat[::stride].float().numpy())
     names = (sample.view(np.uint32) >> BIN_SHIFT).astype(np.intp)
     return Histogram.of_counts(np.bincount(names, minlength=2 * BINS_PER_SIGN), stride)
