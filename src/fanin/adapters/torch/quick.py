@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from math import gcd, prod
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -53,9 +53,13 @@ most. Elsewhere c, which is 0 at first, is moved to the mean and the values are 
 SHORT: Final = 64
 """Values in a row below which rows are read side by side: reductions along rows of 16 took 10 times as long."""
 
-WIDE: Final = 1024
+WIDE: Final = 256
 """Columns at least that are read side by side, where the shape allows it: 16 took 20 times as long, and the fewer rows
 a piece has, the less their sum rounds."""
+
+STRIP: Final = 2048
+"""Columns at most that are read together, so that a piece has rows enough for what is noted of each column to be
+little beside it."""
 
 TALL: Final = 512
 """Rows at most in a piece that is read by columns. Their float32 sum goes one by one: 2^9 roundings of up to 2^-25."""
@@ -88,8 +92,8 @@ def _require(fits: bool) -> None:
 
 def _room(size: int, number: int) -> Singles:
     """Memory of this thread's own for a piece; as it is kept, it costs no page faults."""
-    held: dict[int, Singles] = _scratch.__dict__
-    room = held.get(number)
+    held: dict[Any, Any] = _scratch.__dict__
+    room: Singles | None = held.get(number)
     if room is None or len(room) < size:
         room = held[number] = np.empty(max(PIECE, size), np.float32)
     return room[:size]
@@ -151,10 +155,9 @@ def _by_units(
     largest, constant = np.maximum(-low, high), low == high
     _require(bool(((largest == 0) | (largest > SQUARES_FIT[0])).all()))
     mean, m2 = sums / each, squares - sums * sums / each
-    if bool((~constant & (m2 < SPREAD_SHARE * squares)).any()):
-        centre = mean.astype(np.float32)
-        _, (_, _, sums, squares) = _read(x, centre)
-        mean, m2 = centre + sums / each, squares - sums * sums / each
+    far = np.flatnonzero(~constant & (m2 < SPREAD_SHARE * squares))
+    if far.size:
+        mean[far], m2[far] = _around_each(x, mean[far].astype(np.float32), far)
     mean, m2 = np.where(constant, low, mean), np.where(constant, 0.0, np.maximum(m2, 0.0))
     weights = projection_weights(each, offset) if fingerprint else None
     along = np.zeros(units) if weights is None else _projection(x, weights.astype(np.float32))
@@ -164,6 +167,19 @@ def _by_units(
     found = UnitSummary(np.full(units, each), mean, m2, low, high, along)
     ends = float(low.min()), float(high.max())
     return TensorSummary(values.numel(), 0, 0, zeros, middle, spread, *ends, counts, found)
+
+
+def _around_each(x: Tensor, centre: Singles, which: NDArray[np.intp]) -> tuple[Floats, Floats]:
+    """Mean and M2 of some units, as `_around` has them."""
+    each = x.shape[0] * x.shape[2]
+    # Picking columns is slow, so that from half of them on all are read.
+    if 2 * len(which) < x.shape[1]:
+        _, (_, _, rest, squares) = _read(x[:, torch.from_numpy(which)], centre)
+    else:
+        around = np.zeros(x.shape[1], np.float32)
+        around[which] = centre
+        rest, squares = _read(x, around)[1][2:, which]
+    return centre + rest / each, squares - rest * rest / each
 
 
 def _in_three(values: Tensor, unit_axis: int, in_order: bool) -> Tensor:
@@ -221,9 +237,9 @@ def _by_rows(x: Tensor, centre: Singles | None) -> tuple[int, Floats]:
 def _by_columns(x: Tensor, centre: Singles | None) -> tuple[int, Floats]:
     """Zeros, and [4, columns] as `_read` has them."""
     looks = []
-    for columns in range(0, x.shape[1], 2 * WIDE):
-        strip = x[:, columns : columns + 2 * WIDE]
-        middle = None if centre is None else centre[columns : columns + 2 * WIDE]
+    for columns in range(0, x.shape[1], STRIP):
+        strip = x[:, columns : columns + STRIP]
+        middle = None if centre is None else centre[columns : columns + STRIP]
         pieces = strip.split(min(TALL, max(1, PIECE // strip.shape[1])))
         looks.append(_together([_piece(piece, 0, middle) for piece in pieces]))
     return sum(few for few, _ in looks), np.concatenate([seen for _, seen in looks], axis=1)
@@ -289,7 +305,7 @@ def _projection(x: Tensor, weights: Singles) -> Floats:
         count = max(1, PIECE // units)
         pieces = enumerate(x.reshape(before, units).split(count))
         products = (weights[i * count : (i + 1) * count] @ _single(piece).numpy() for i, piece in pieces)
-        return np.sum([product.astype(np.float64) for product in products], axis=0)
+        return np.asarray(np.sum([product.astype(np.float64) for product in products], axis=0))
     weighted = x.float() * torch.from_numpy(weights).reshape(before, 1, after)
     return np.asarray(weighted.sum((0, 2)).double().numpy())
 
