@@ -326,5 +326,5 @@ def _histogram(flat: Tensor) -> Histogram:
     while stride > 1 and gcd(stride, n) > 1:
         stride += 1
     sample = np.ascontiguousarray(flat[::stride].float().numpy())
-    names = (sample.view(np.uint32) >> BIN_SHIFT).astype(np.intp)
+    names = (sample.view(np.uint32) >> BIN_SHIFT).astype(np.uint16)
     return Histogram.of_counts(np.bincount(names, minlength=2 * BINS_PER_SIGN), stride)
