@@ -29,7 +29,7 @@ TINY = 2.0**-1074
 QUICK = 4 * 64 * 2.0**-24
 """Relative rounding of the short way for float32, as derived below."""
 
-EXACT_SIZE = 2**15
+EXACT_SIZE = 2**14
 """Up to which the short way counts every value in its histogram; the general way always does."""
 
 WEIGHT = 1.5

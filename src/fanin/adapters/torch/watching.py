@@ -159,14 +159,18 @@ class TorchWatching:
         """
         if self.detached or os.getpid() != self._process:
             return
-        self._grad_enabled = torch.is_grad_enabled()
+        self._grad_enabled = enabled = torch.is_grad_enabled()
         try:
             if self._tracer.fault is not None:
                 raise self._tracer.fault
-            with torch._C.DisableTorchFunction(), torch.no_grad():
+            torch._C._set_grad_enabled(False)  # a context manager takes five times as long, at every module
+            with torch._C.DisableTorchFunction():
                 call(*args, **kwargs)
         except Exception as fault:  # noqa: BLE001  # whatever it is, training goes on
+            torch._C._set_grad_enabled(enabled)
             self._fault(fault)
+        finally:
+            torch._C._set_grad_enabled(enabled)
 
     def _fault(self, fault: Exception) -> None:
         if self.detached:
