@@ -44,7 +44,7 @@ room for values 10^4 below it."""
 
 LOOKED_AT: Final = 2**14
 """Values at least that a histogram looks at: the 5 % quantile of a Gaussian is then known to 4 %, little more than the
-width of a bin. Of 2^18 values of a gradient all take 1 ms, twice as many as these 0.1 ms more, and their moments 0.2."""
+width of a bin. With four times as many a step of a small MLP took 7 % longer (four gradients of 2^18 values, 15 ms)."""
 
 SPREAD_SHARE: Final = 0.1
 """M2 must be at least this share of Σ(x - c)²: subtracting the rest then enlarges its rounding, of 2e-6, tenfold at
@@ -318,13 +318,17 @@ def _zeros(numbers: Singles) -> int:
 # ── quantiles ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _histogram(flat: Tensor) -> Histogram:
-    """Of every s-th value. The stride has no factor in common with the size, so that it meets every row and column
-    of a matrix alike."""
-    n = len(flat)
-    stride = max(1, n // LOOKED_AT)
+def coprime_stride(n: int, looked_at: int) -> int:
+    """How far apart to look at n values so that at least about so many are seen. It has no factor in common with n, so
+    that it meets every row and column of a matrix alike."""
+    stride = max(1, n // looked_at)
     while stride > 1 and gcd(stride, n) > 1:
         stride += 1
+    return stride
+
+
+def _histogram(flat: Tensor) -> Histogram:
+    stride = coprime_stride(len(flat), LOOKED_AT)
     sample = np.ascontiguousarray(flat[::stride].float().numpy())
     names = (sample.view(np.uint32) >> BIN_SHIFT).astype(np.uint16)
     return Histogram.of_counts(np.bincount(names, minlength=2 * BINS_PER_SIGN), stride)
