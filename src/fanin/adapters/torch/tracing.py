@@ -7,7 +7,7 @@ mode. Activation inputs are recorded before the activation runs, because an in-p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -130,6 +130,8 @@ class Tracer:
         self._paths: list[str] = []
         self._mode: _FunctionMode | None = None
         self._names: Counter[str] = Counter()
+        self._way: list[str] = []
+        self._knows_way = False
         self._provenance: Any = WeakIdKeyDictionary()
         self._layers = layers(model)
         self._specs: dict[str, LayerSpec] = {}
@@ -140,12 +142,23 @@ class Tracer:
 
     # -- the life of a pass
 
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Wake up: the model's forward is about to run on these arguments."""
-        self.current = Pass()
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], way: Sequence[str] = ()) -> None:
+        """Wake up: the model's forward is about to run on these arguments.
+
+        Args:
+            args, kwargs: What it is given.
+            way: The modules that an earlier pass has gone through. Activations are told of as ever; that and how layers
+                are connected is known and not found out again.
+        """
         self.failed_at = None
-        self._paths = [""]
+        self._paths, self._way = [""], []
+        self._knows_way = bool(way)
         self._names.clear()
+        if self._knows_way:
+            self._mode = _FunctionMode(self)
+            self._mode.__enter__()
+            return
+        self.current = Pass()
         self._provenance.clear()
         for tensor in tensors_in((args, kwargs)):
             self._provenance[tensor] = Provenance(frozenset({NETWORK_INPUT}))
@@ -158,10 +171,17 @@ class Tracer:
         mode, self._mode = self._mode, None
         if mode is not None:
             mode.leave()
+        if self._knows_way:
+            return
         reached = [p for t in tensors_in(output) for p in self._of(t).layers if p != NETWORK_INPUT]
         self.current.outputs = tuple(dict.fromkeys(reached))
         self._provenance.clear()
         self._bare.end()
+
+    @property
+    def way(self) -> tuple[str, ...]:
+        """The modules that the last pass has gone through, in the order in which they returned."""
+        return tuple(self._way)
 
     @property
     def awake(self) -> bool:
@@ -182,10 +202,13 @@ class Tracer:
         """A module's forward has returned, or raised."""
         if self._paths and self._paths[-1] == path:
             self._paths.pop()
+        self._way.append(path)
         if failed:
             self.failed_at = self.failed_at if self.failed_at is not None else path
         elif (made := host_of(path, module)) is not None and isinstance(output, Tensor):
             self._weight_computed(*made, output)
+        elif self._knows_way:
+            return
         elif path in self._layers and is_computing(module) and not self._is_bare(path, module):
             self._layer_ran(path, module, inputs, output)
 
@@ -197,7 +220,7 @@ class Tracer:
         if path not in self._layers:  # a module that the pass itself has added
             return
         spec = self._effective.add(path, name, weight, self._layers[path])
-        if spec.fan_in is None:
+        if spec.fan_in is None and not self._knows_way:
             self._bare.add(path, name, weight)
         full = f"{path}.{name}".lstrip(".")
         self._listener.effective_weight(self._bare.layer_of(path, name), full, weight, spec.unit_axis)
@@ -223,13 +246,16 @@ class Tracer:
 
     def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is about to run."""
-        if func in ATTENTIONS:
+        if func in ATTENTIONS and not self._knows_way:
             self._attends(func, args, kwargs)
         name = activation_of(func, kwargs)
         value = args[0] if args else kwargs.get("input")
         if name is None or not isinstance(value, Tensor):
             return
         tensor, path = self._activation_name(name)
+        if self._knows_way:
+            self._listener.activation_runs(tensor, path, value, None)
+            return
         source = self._of(value)
         self.current.activations.append(ActivationSpec(tensor, name, tuple(sorted(source.layers))))
         for layer in source.layers & self.current.ran.keys():
@@ -259,6 +285,8 @@ class Tracer:
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         """A torch function has returned."""
+        if self._knows_way:
+            return
         self._bare.views.follow(func, args, output)
         met = self._bare.meet(func, args, kwargs)
         if met is not None and isinstance(output, Tensor):

@@ -70,6 +70,7 @@ class TorchWatching:
         self._passes = 0
         self._known: ModelSpec | None = None
         self._ran: tuple[str, ...] = ()
+        self._way: tuple[str, ...] = ()
         self._optimizer_seen = False
         self._runs_eagerly = runs_eagerly
         self._compiled = is_compiled(model) and not runs_eagerly
@@ -163,14 +164,16 @@ class TorchWatching:
         try:
             if self._tracer.fault is not None:
                 raise self._tracer.fault
-            torch._C._set_grad_enabled(False)  # a context manager takes five times as long, at every module
             with torch._C.DisableTorchFunction():
-                call(*args, **kwargs)
+                torch._C._set_grad_enabled(
+                    False
+                )  # its context managers take longer, and this is at every module
+                try:
+                    call(*args, **kwargs)
+                finally:
+                    torch._C._set_grad_enabled(enabled)
         except Exception as fault:  # noqa: BLE001  # whatever it is, training goes on
-            torch._C._set_grad_enabled(enabled)
             self._fault(fault)
-        finally:
-            torch._C._set_grad_enabled(enabled)
 
     def _fault(self, fault: Exception) -> None:
         if self.detached:
@@ -228,7 +231,9 @@ class TorchWatching:
         self._compiled = self._compiled or (is_compiled(self.model) and not self._runs_eagerly)
         if not self.detached and not self._compiled:
             self._outer_error = sys.exception()
-            self._tracer.begin(args, kwargs)
+            draft = self._draft
+            knows_enough = draft is not None and self._needed.only_activations(draft.index)
+            self._tracer.begin(args, kwargs, self._way if knows_enough else ())
 
     def _abandon(self) -> None:
         """Forget a pass that was left without a word: torch calls no hook after a KeyboardInterrupt."""
@@ -263,6 +268,10 @@ class TorchWatching:
     def _take_spec(self) -> None:
         if self._draft is None or self._draft.spec is not None:
             return
+        taken, before = self._tracer.way, self._way
+        self._way = (
+            taken if not before or taken == before else ()
+        )  # where it takes another, it is followed anew
         ran = tuple(self._tracer.current.ran)
         if self._known is None or ran != self._ran:  # the first pass, or one that took another way
             self._tracer.refresh()
