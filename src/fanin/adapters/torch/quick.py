@@ -114,7 +114,8 @@ def _whole(values: Tensor, histogram: bool) -> TensorSummary:
     n = len(flat)
     pieces = flat.split(PIECE) if n > PIECE else (flat,)
     low, high, zeros, total, squares = np.inf, -np.inf, 0, 0.0, 0.0
-    for piece in map(_single, pieces):
+    stride, samples = coprime_stride(n, LOOKED_AT), []
+    for index, piece in enumerate(map(_single, pieces)):
         least, most = (end.item() for end in piece.aminmax())
         _require(max(-least, most) < SQUARES_FIT[1])  # which NaN is not
         low, high = min(low, least), max(high, most)
@@ -122,13 +123,16 @@ def _whole(values: Tensor, histogram: bool) -> TensorSummary:
         zeros += _zeros(numbers) if least <= 0 <= most else 0
         total += piece.sum().item()
         squares += float(np.dot(numbers, numbers))
+        if histogram:
+            samples.append(_names(numbers[-index * PIECE % stride :: stride]))
     _require(low == high == 0 or max(-low, high) > SQUARES_FIT[0])
     mean, m2 = total / n, squares - total * total / n
     if low == high:
         mean, m2 = low, 0.0
     elif m2 < SPREAD_SHARE * squares:
         mean, m2 = _around(pieces, mean, n)
-    return TensorSummary(n, 0, 0, zeros, mean, m2, low, high, _histogram(flat) if histogram else None)
+    counts = _histogram(samples, stride) if histogram else None
+    return TensorSummary(n, 0, 0, zeros, mean, m2, low, high, counts)
 
 
 def _around(pieces: tuple[Tensor, ...], near: float, n: int) -> tuple[float, float]:
@@ -163,7 +167,7 @@ def _by_units(
     along = np.zeros(units) if weights is None else _projection(x, weights.astype(np.float32))
     middle = float(mean.mean())
     spread = float(m2.sum() + each * np.square(mean - middle).sum())
-    counts = _histogram(values.reshape(-1)) if histogram else None
+    counts = _histogram_of(values.reshape(-1)) if histogram else None
     found = UnitSummary(np.full(units, each), mean, m2, low, high, along)
     ends = float(low.min()), float(high.max())
     return TensorSummary(values.numel(), 0, 0, zeros, middle, spread, *ends, counts, found)
@@ -328,8 +332,16 @@ def coprime_stride(n: int, looked_at: int) -> int:
     return stride
 
 
-def _histogram(flat: Tensor) -> Histogram:
+def _histogram_of(flat: Tensor) -> Histogram:
     stride = coprime_stride(len(flat), LOOKED_AT)
-    sample = np.ascontiguousarray(flat[::stride].float().numpy())
-    names = (sample.view(np.uint32) >> BIN_SHIFT).astype(np.uint16)
+    return _histogram([_names(flat[::stride].float().numpy())], stride)
+
+
+def _names(sample: Singles) -> NDArray[np.uint16]:
+    """Names of bins: the upper bits."""
+    return (np.ascontiguousarray(sample).view(np.uint32) >> BIN_SHIFT).astype(np.uint16)
+
+
+def _histogram(samples: list[NDArray[np.uint16]], stride: int) -> Histogram:
+    names = samples[0] if len(samples) == 1 else np.concatenate(samples)
     return Histogram.of_counts(np.bincount(names, minlength=2 * BINS_PER_SIGN), stride)
