@@ -62,17 +62,17 @@ def one_round(
 
 
 def measured(
-    subject: Callable[[], Subject], peers: dict[str, Peer], rounds: int, device: str
+    subject: Callable[[], Subject], peers: dict[str, Peer], rounds: int, warm: int, device: str
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Quartiles of each phase over all rounds, by peer; the peers take turns as well."""
     plain = subject().on(device)
     costs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for number in range(rounds + 1):
+    for number in range(-warm, rounds):
         for name, peer in peers.items():
             watched = copy.deepcopy(plain)
             with tempfile.TemporaryDirectory() as folder:
                 for phase, cost in one_round(watched, plain, peer, Path(folder), number):
-                    if number:  # the first round warms what is imported and compiled late
+                    if number >= 0:
                         costs[name][phase].append(cost)
     return {name: {phase: quartiles(of[phase]) for phase in PHASES} for name, of in costs.items()}
 
@@ -83,6 +83,7 @@ def options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--warm", type=int, default=1, help="rounds before, as things are imported late")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--models", nargs="+", choices=[*ON_CPU, *ON_GPU])
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
@@ -103,7 +104,7 @@ def main() -> None:
     record: dict[str, Any] = circumstances("torch", "numpy", "pyarrow", "wandb", "smdebug", "triton")
     record |= {"torch_threads": asked.threads, "device": asked.device, "captured_step_over_plain_step": {}}
     for model in asked.models or subjects:
-        result = measured(subjects[model], peers, asked.rounds, asked.device)
+        result = measured(subjects[model], peers, asked.rounds, asked.warm, asked.device)
         record["captured_step_over_plain_step"][model] = result
         record["load_average_after"] = circumstances()["load_average"]
         rows = ((model, name, *(told(of[p]) for p in PHASES)) for name, of in result.items())
