@@ -91,7 +91,8 @@ def _require(fits: bool) -> None:
 
 
 def _room(size: int, number: int) -> Singles:
-    """Memory of this thread's own for a piece; as it is kept, it costs no page faults."""
+    """Memory of this thread's own for a piece; as it is kept, it costs no page faults. The four of them, 2 MiB, are all
+    that is needed beside a contiguous tensor, however large it is."""
     held: dict[Any, Any] = _scratch.__dict__
     room: Singles | None = held.get(number)
     if room is None or len(room) < size:
@@ -269,9 +270,7 @@ def _piece(piece: Tensor, axis: int, centre: Singles | None) -> Look:
     if centre is None:
         low, high = single.amin(axis).numpy(), single.amax(axis).numpy()
         least, most = float(low.min()), float(high.max())
-        _require(
-            max(-least, most) < SQUARES_FIT[1]
-        )  # which NaN is not: both would show in a warning of NumPy's
+        _require(max(-least, most) < SQUARES_FIT[1])  # before NumPy warns; NaN is not
         zeros = _zeros(numbers) if least <= 0 <= most else 0
     else:
         numbers = np.subtract(numbers, centre, out=_room(piece.numel(), 1).reshape(piece.shape))
