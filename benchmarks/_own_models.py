@@ -83,6 +83,69 @@ class ResNet(nn.Module):
         return self.head(h.mean((2, 3)))
 
 
+def resnet18() -> nn.Module:
+    """ResNet-18 as it is trained on 32 x 32 images: 11.2 M parameters, no pooling after the stem."""
+    plan = ((64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1))
+    return _residual(
+        64, [Residual(*b) for b in (*plan, (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1))]
+    )
+
+
+def _residual(width: int, blocks: list[nn.Module]) -> nn.Module:
+    stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+    return _fan_out(nn.Sequential(stem, *blocks, head))
+
+
+def _fan_out(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions, and a way round them (He et al. 2016)."""
+
+    def __init__(self, taken: int, width: int, stride: int) -> None:
+        super().__init__()
+        made = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(taken, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, made, 1, bias=False), nn.BatchNorm2d(made)
+        same = taken == made and stride == 1
+        conv = nn.Conv2d(taken, made, 1, stride, bias=False)
+        self.skip = nn.Identity() if same else nn.Sequential(conv, nn.BatchNorm2d(made))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, taken, h, w] to [batch, 4 width, h / stride, w / stride]."""
+        h = functional.relu(self.bn1(self.conv1(x)))
+        h = functional.relu(self.bn2(self.conv2(h)))
+        return functional.relu(self.bn3(self.conv3(h)) + self.skip(x))
+
+
+class ResNet50(nn.Module):
+    """25.6 M parameters, for 224 x 224 images."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        stem = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        blocks: list[nn.Module] = []
+        taken = 64
+        for width, depth in ((64, 3), (128, 4), (256, 6), (512, 3)):
+            for index in range(depth):
+                blocks.append(Bottleneck(taken, width, 2 if index == 0 and width > 64 else 1))
+                taken = 4 * width
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(taken, classes)
+        _fan_out(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 3, 224, 224] to [batch, classes]."""
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
 class Block(nn.Module):
     """A pre-norm transformer block with causal attention."""
 
@@ -119,7 +182,7 @@ class MiniGPT(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """[batch, length] ids to [batch, length, vocabulary] logits."""
-        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
         return self.head(self.norm(self.blocks(x)))
 
 

@@ -51,7 +51,7 @@ def fingerprint() -> str:
 def quartiles(values: Iterable[float]) -> dict[str, float]:
     """Median and quartiles, and how many they are of."""
     kept = sorted(values)
-    low, middle, high = statistics.quantiles(kept, n=4, method="inclusive")
+    low, middle, high = statistics.quantiles(kept, n=4, method="inclusive") if len(kept) > 1 else kept * 3
     return {"median": middle, "q25": low, "q75": high, "n": len(kept)}
 
 

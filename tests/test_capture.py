@@ -1220,3 +1220,38 @@ def test_the_trial_knows_its_run() -> None:
 
 def test_watch_is_a_public_name() -> None:
     assert fanin.watch is watch
+
+
+class Turning(nn.Module):
+    """From its third pass on it takes another way, with a layer that no pass has shown before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+        self.fc = nn.Linear(6, 8)
+        self.extra = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 6] to [batch, 3]."""
+        self.passes += 1
+        h = torch.relu(self.fc(x))
+        if self.passes > 2:
+            h = torch.relu(self.extra(h))
+        return self.head(h)
+
+
+def test_a_model_that_takes_another_way_is_followed_anew() -> None:
+    torch.manual_seed(0)
+    model = Turning()
+    optimizer = sgd(model)
+    seen = fanin.watch(model, optimizer, steps=6, on_error="raise")
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(torch.randn(16, 6)).square().sum().backward()
+        optimizer.step()
+    trial = seen.trial
+    inputs = {p.path: p.inputs for p in trial.spec.layers}
+    assert inputs["extra"] == ("fc",)
+    assert inputs["head"] == ("extra",)
+    assert [len(of(step, Role.ACTIVATION_INPUT)) for step in trial.steps] == [1, 1, 2, 2, 2, 2]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from fanin.errors import (
     UsageError,
 )
 from fanin.stores import open_store
-from fanin.stores.parquet import ParquetStore
+from fanin.stores.parquet import ParquetStore, writing
 from fanin.stores.parquet.directory import Directory
 from fanin.stores.parquet.part import Part, decode, encode
 from fanin.summary import Histogram, TensorSummary, UnitSummary
@@ -402,6 +403,21 @@ def test_training_does_not_wait_for_the_disk(place: Path, monkeypatch: pytest.Mo
     writer.close()
     assert len(ParquetStore(place).load().steps) == 100
     assert len(list(place.iterdir())) <= 4  # part 0, what the thread took at first, the rest, the end
+
+
+def test_steps_that_come_fast_share_a_part(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "REST", 600.0)
+    writer = ParquetStore(place).begin()
+    writer.append(step(0))
+    writer.flush()
+    before = set(place.iterdir())
+    for index in range(1, 20):
+        writer.append(step(index))
+        time.sleep(0.01)  # each of them time enough for a part of its own
+    assert set(place.iterdir()) == before
+    writer.close()
+    assert len(set(place.iterdir()) - before) == 1
+    assert len(ParquetStore(place).load().steps) == 20
 
 
 def test_a_lost_directory_is_reported_once(written: Path, place: Path) -> None:

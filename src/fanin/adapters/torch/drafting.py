@@ -55,7 +55,16 @@ class Needed:
 
     def detail(self, role: Role, step: int) -> Detail | None:
         """What to keep of a role at a step; None when nobody wants it."""
-        return (self._first if step == 0 else self._again if step == RECHECK else self._later).get(role)
+        return self._times_of(step).get(role)
+
+    def _times_of(self, step: int) -> dict[Role, Detail]:
+        return self._first if step == 0 else self._again if step == RECHECK else self._later
+
+    def only_activations(self, step: int) -> bool:
+        """Whether of what a forward pass makes nothing is wanted at a step but what activations take, as wholes."""
+        when = self._times_of(step)
+        alone = when.keys() & OF_EXAMPLES <= {Role.ACTIVATION_INPUT}
+        return alone and not when.get(Role.ACTIVATION_INPUT, Detail()).units
 
 
 OF_EXAMPLES = frozenset(

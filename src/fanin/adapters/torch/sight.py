@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fanin.adapters.torch.describe import output_axis, tensors_in
 from fanin.adapters.torch.drafting import Draft, Needed
 from fanin.adapters.torch.hooks import Handles, Hook
-from fanin.adapters.torch.tracing import KnownParameter
+from fanin.adapters.torch.listening import KnownParameter
 from fanin.trial import Role
 
 

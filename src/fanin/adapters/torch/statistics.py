@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import cache
+from importlib import import_module
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -50,12 +52,14 @@ class Measurement:
     Attributes:
         state: [len(STATISTICS) * units] float64, row by row.
         counts: [BINS] int64, or None without a histogram.
-        per_unit: Whether the columns are units, or the whole tensor is one.
+        per_unit: Whether the columns are units, or pieces of the whole tensor.
+        stride: Of how many values one is counted.
     """
 
     state: Tensor
     counts: Tensor | None
     per_unit: bool
+    stride: int = 1
 
 
 def measure(
@@ -76,11 +80,44 @@ def measure(
         fingerprint: Keep the projection of each unit, which tells identical ones; zeros otherwise.
     """
     values = _plain(tensor)
+    if unit_axis is None and _is_fused(values):
+        return measure_all([values], histogram)[0]
     return Measurement(
         state=_state(values, unit_axis, offset if fingerprint else None),
         counts=_counts(values) if histogram else None,
         per_unit=unit_axis is not None,
     )
+
+
+def measure_all(tensors: Sequence[Tensor], histogram: bool = False) -> list[Measurement]:
+    """Queue the summaries of many tensors as wholes: one launch for each device and dtype, where there is a kernel."""
+    plain = [_plain(tensor) for tensor in tensors]
+    made: dict[int, Measurement] = {}
+    for device in {v.device for v in plain}:
+        these = [i for i, v in enumerate(plain) if v.device == device and _is_fused(v)]
+        found = _fused().look([plain[i] for i in these], [histogram] * len(these)) if these else []
+        made.update({i: Measurement(s, c, False, k) for i, (s, c, k) in zip(these, found, strict=True)})
+    return [
+        made[i] if i in made else Measurement(_state(v, None, None), _counts(v) if histogram else None, False)
+        for i, v in enumerate(plain)
+    ]
+
+
+@cache
+def _fused() -> Any:
+    """The kernel; None without Triton, which comes with torch for CUDA."""
+    try:
+        return import_module("fanin.adapters.torch.fused")
+    except ImportError:
+        return None
+
+
+def _is_fused(values: Tensor) -> bool:
+    return _has_kernel(values) and _fused() is not None and bool(_fused().takes(values))
+
+
+def _has_kernel(values: Tensor) -> bool:
+    return values.is_cuda
 
 
 def read(measurements: Sequence[Measurement]) -> list[TensorSummary]:
@@ -90,7 +127,7 @@ def read(measurements: Sequence[Measurement]) -> list[TensorSummary]:
     return [
         _summary(
             state.astype(np.float64).reshape(len(STATISTICS), -1),
-            Histogram.of_counts(next(counts)) if m.counts is not None else None,
+            Histogram.of_counts(next(counts), m.stride) if m.counts is not None else None,
             m.per_unit,
         )
         for m, state in zip(measurements, states, strict=True)

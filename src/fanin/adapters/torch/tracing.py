@@ -7,10 +7,10 @@ mode. Activation inputs are recorded before the activation runs, because an in-p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,78 +35,10 @@ from fanin.adapters.torch.functions import (
     NORMALIZATIONS,
     activation_of,
 )
+from fanin.adapters.torch.listening import KnownParameter, Listener, Pass, Provenance
 from fanin.adapters.torch.modes import take_away
 from fanin.adapters.torch.sharding import is_gathered
-from fanin.trial import NETWORK_INPUT, ActivationSpec, Kind, LayerSpec, ModelSpec, Role
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where a tensor comes from: the layers whose output it is made of, how they met, the activation since (None
-    where they differ)."""
-
-    layers: frozenset[str]
-    joins: str = ""
-    activation: str | None = "identity"
-
-
-@dataclass(frozen=True, slots=True)
-class KnownParameter:
-    """A parameter and its place; of tied ones the first. `layer` is the module's, or the one that it is by itself;
-    `is_bare` says whether only its uses tell."""
-
-    path: str
-    name: str
-    tensor: nn.Parameter
-    role: Role
-    unit_axis: int | None
-    layer: str
-    is_bare: bool
-
-    @property
-    def full_name(self) -> str:
-        """E.g. `blocks.0.fc.weight`."""
-        return f"{self.path}.{self.name}" if self.path else self.name
-
-
-class Listener(Protocol):
-    """Who is told what happens during a pass."""
-
-    def layer_ran(
-        self, path: str, module: nn.Module, call: int, inputs: tuple[Any, ...], output: Any
-    ) -> None:
-        """A layer has returned, for the call-th time in this pass, counted from 0."""
-
-    def weight_used(
-        self, path: str, taken: Tensor, axis: int | None, made: Tensor, made_axis: int | None
-    ) -> None:
-        """A bare weight has made `made` of `taken`, for the first time in this pass; the axes count units."""
-
-    def effective_weight(self, path: str, name: str, value: Tensor, unit_axis: int | None) -> None:
-        """A layer's weight has been computed from its parts."""
-
-    def activation_runs(self, tensor: str, path: str, value: Tensor, unit_axis: int | None) -> None:
-        """An activation is about to run on this value."""
-
-    def attention_runs(self, path: str, call: int, entropy: Callable[[], Tensor | None]) -> None:
-        """Attention may be about to run; `entropy` says how sharp it is, or that this is none."""
-
-
-@dataclass(slots=True)
-class Pass:
-    """What one forward pass has shown so far.
-
-    Attributes:
-        ran: The layers that ran, in order of their first run, with inputs and activation filled in.
-        calls: How often each layer ran.
-        activations: In order.
-        outputs: Layers that reach the model's output.
-    """
-
-    ran: dict[str, LayerSpec] = field(default_factory=dict)
-    calls: Counter[str] = field(default_factory=Counter)
-    activations: list[ActivationSpec] = field(default_factory=list)
-    outputs: tuple[str, ...] = ()
+from fanin.trial import NETWORK_INPUT, ActivationSpec, Kind, LayerSpec, ModelSpec
 
 
 class Tracer:
@@ -131,6 +63,8 @@ class Tracer:
         self._paths: list[str] = []
         self._mode: _FunctionMode | None = None
         self._names: Counter[str] = Counter()
+        self._way: list[str] = []
+        self._knows_way = False
         self._provenance: Any = WeakIdKeyDictionary()
         self._layers = layers(model)
         self._specs: dict[str, LayerSpec] = {}
@@ -141,12 +75,23 @@ class Tracer:
 
     # -- the life of a pass
 
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Wake up: the model's forward is about to run on these arguments."""
-        self.current = Pass()
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], way: Sequence[str] = ()) -> None:
+        """Wake up: the model's forward is about to run on these arguments.
+
+        Args:
+            args, kwargs: What it is given.
+            way: The modules that an earlier pass has gone through. Activations are told of as ever; that and how layers
+                are connected is known and not found out again.
+        """
         self.failed_at = None
-        self._paths = [""]
+        self._paths, self._way = [""], []
+        self._knows_way = bool(way)
         self._names.clear()
+        if self._knows_way:
+            self._mode = _FunctionMode(self)
+            self._mode.__enter__()
+            return
+        self.current = Pass()
         self._provenance.clear()
         for tensor in tensors_in((args, kwargs)):
             self._provenance[tensor] = Provenance(frozenset({NETWORK_INPUT}))
@@ -159,10 +104,17 @@ class Tracer:
         mode, self._mode = self._mode, None
         if mode is not None:
             mode.leave()
+        if self._knows_way:
+            return
         reached = [p for t in tensors_in(output) for p in self._of(t).layers if p != NETWORK_INPUT]
         self.current.outputs = tuple(dict.fromkeys(reached))
         self._provenance.clear()
         self._bare.end()
+
+    @property
+    def way(self) -> tuple[str, ...]:
+        """The modules that the last pass has gone through, in the order in which they returned."""
+        return tuple(self._way)
 
     @property
     def awake(self) -> bool:
@@ -183,10 +135,13 @@ class Tracer:
         """A module's forward has returned, or raised."""
         if self._paths and self._paths[-1] == path:
             self._paths.pop()
+        self._way.append(path)
         if failed:
             self.failed_at = self.failed_at if self.failed_at is not None else path
         elif (made := host_of(path, module)) is not None and isinstance(output, Tensor):
             self._weight_computed(*made, output)
+        elif self._knows_way:
+            return
         elif path in self._layers and is_computing(module) and not self._is_bare(path, module):
             self._layer_ran(path, module, inputs, output)
 
@@ -198,7 +153,7 @@ class Tracer:
         if path not in self._layers:  # a module that the pass itself has added
             return
         spec = self._effective.add(path, name, weight, self._layers[path])
-        if spec.fan_in is None:
+        if spec.fan_in is None and not self._knows_way:
             self._bare.add(path, name, weight)
         full = f"{path}.{name}".lstrip(".")
         self._listener.effective_weight(self._bare.layer_of(path, name), full, weight, spec.unit_axis)
@@ -225,12 +180,15 @@ class Tracer:
     def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is about to run."""
         value = args[0] if args else kwargs.get("input")
-        if func in ATTENTIONS and not (func in SOFTMAXES and self._is_router(value)):
+        if func in ATTENTIONS and not (self._knows_way or (func in SOFTMAXES and self._is_router(value))):
             self._attends(func, args, kwargs)
         name = activation_of(func, kwargs)
         if name is None or not isinstance(value, Tensor):
             return
         tensor, path = self._activation_name(name)
+        if self._knows_way:
+            self._listener.activation_runs(tensor, path, value, None)
+            return
         source = self._of(value)
         self.current.activations.append(ActivationSpec(tensor, name, tuple(sorted(source.layers))))
         for layer in source.layers & self.current.ran.keys():
@@ -266,6 +224,8 @@ class Tracer:
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         """A torch function has returned."""
+        if self._knows_way:
+            return
         self._bare.views.follow(func, args, output)
         met = self._bare.meet(func, args, kwargs)
         if met is not None and isinstance(output, Tensor):

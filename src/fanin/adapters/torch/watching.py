@@ -79,6 +79,7 @@ class TorchWatching:
         self._passes = 0
         self._known: ModelSpec | None = None
         self._ran: tuple[str, ...] = ()
+        self._way: tuple[str, ...] = ()
         self._optimizer_seen = False
         self._runs_eagerly = runs_eagerly
         self._compiled = is_compiled(model) and not runs_eagerly
@@ -194,12 +195,18 @@ class TorchWatching:
         """
         if self.detached or os.getpid() != self._process:
             return
-        self._grad_enabled = torch.is_grad_enabled()
+        self._grad_enabled = enabled = torch.is_grad_enabled()
         try:
             if self._tracer.fault is not None:
                 raise self._tracer.fault
-            with torch._C.DisableTorchFunction(), torch.no_grad():
-                call(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                torch._C._set_grad_enabled(
+                    False
+                )  # its context managers take longer, and this is at every module
+                try:
+                    call(*args, **kwargs)
+                finally:
+                    torch._C._set_grad_enabled(enabled)
         except Exception as fault:  # noqa: BLE001  # whatever it is, training goes on
             self._fault(fault)
 
@@ -290,7 +297,9 @@ class TorchWatching:
             self._say_compiled()
         elif not self.detached:
             self._outer_error = sys.exception()
-            self._tracer.begin(args, kwargs)
+            draft = self._sight.draft
+            knows_enough = draft is not None and self._needed.only_activations(draft.index)
+            self._tracer.begin(args, kwargs, self._way if knows_enough else ())
 
     def _abandon(self) -> None:
         """Forget a pass that was left without a word: torch calls no hook after a KeyboardInterrupt."""
@@ -325,6 +334,10 @@ class TorchWatching:
     def _take_spec(self) -> None:
         if self._sight.draft is None or self._sight.draft.spec is not None:
             return
+        taken, before = self._tracer.way, self._way
+        self._way = (
+            taken if not before or taken == before else ()
+        )  # where it takes another, it is followed anew
         ran = tuple(self._tracer.current.ran)
         if self._known is None or ran != self._ran:  # the first pass, or one that took another way
             self._tracer.refresh()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import final
 
@@ -19,15 +20,19 @@ PATIENCE_S = 10.0
 """How long flush() and close() wait for a part that does not get written. Parts are small: 10 steps of a model with
 300 layers take 0.1 s on a local disk; where a network disk hangs, training must end all the same."""
 
+REST = 0.5
+"""Seconds from one part to the next, as long as nobody waits for it. Writing takes the interpreter from the training: a
+part for each step of 15 ms cost half a step."""
+
 
 @final
 class ParquetWriter(Writer):
     """One worker's hand on a trial in a directory, whose part 0 is there already.
 
-    Steps wait in memory without a limit until the thread takes all of them into one part. A failed part ends the
-    recording: what comes after is dropped, and the next flush() or close() says so, once; so do they where the medium
-    does not answer, and wait no longer. A forked child (a data loader's worker) has this object but not its thread;
-    there, every method does nothing.
+    Steps wait in memory without a limit until the thread takes all of them into one part: the first at once, others
+    after a rest, all when somebody flushes or closes. A failed part ends the recording: what comes after is dropped,
+    and the next flush() or close() says so, once; so do they where the medium does not answer, and wait no longer. A
+    forked child (a data loader's worker) has this object but not its thread; there, every method does nothing.
     """
 
     def __init__(self, uri: str, directory: Directory, worker: int, about: Mapping[str, str]) -> None:
@@ -44,6 +49,8 @@ class ParquetWriter(Writer):
         self._steps: list[Step] = []
         self._spec_is_new = False
         self._wanted = False
+        self._hurried = False
+        self._rested = 0.0
         self._writing = False
         self._closing = False
         self._over = False
@@ -80,7 +87,7 @@ class ParquetWriter(Writer):
         if self._is_forked:
             return
         with self._changed:
-            self._closing = True
+            self._closing = self._hurried = True
             self._wake()
             self._changed.wait_for(lambda: self._over, wait_s)
 
@@ -93,6 +100,7 @@ class ParquetWriter(Writer):
         if self._is_forked:
             return
         with self._changed:
+            self._hurried = self._has_news
             self._wake()
             self._wait_until(lambda: self._over or not (self._writing or self._has_news or self._closing))
             self._report()
@@ -164,15 +172,17 @@ class ParquetWriter(Writer):
             if failure is not None:
                 self._failure, self._steps = failure, []
             self._writing = False
+            self._rested = time.monotonic() + REST
             self._changed.notify_all()
 
     def _take(self) -> Part:
         with self._changed:
             self._changed.wait_for(lambda: self._wanted)
+            self._changed.wait_for(lambda: self._hurried, timeout=max(0.0, self._rested - time.monotonic()))
             spec = self._spec if self._spec_is_new else None
             part = Part(tuple(self._steps), spec, self._about, end=self._closing)
             self._steps, self._spec_is_new = [], False
-            self._wanted, self._writing = False, True
+            self._wanted, self._hurried, self._writing = False, False, True
             return part
 
     def _write(self, part: Part) -> Exception | None:
