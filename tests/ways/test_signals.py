@@ -31,6 +31,8 @@ if {watched}:
     seen = observe(model, trial={trial!r}, steps=50)
 assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 train(model, 3)
+if {watched}:
+    seen.trial  # waits until the two steps that are over are on the disk
 print("ready", flush=True)
 {waiting}
 train(model, 2)
@@ -69,7 +71,7 @@ def ended(
     assert started.stdout.readline() == "ready\n"
     time.sleep(0.2)
     os.kill(started.pid, number)
-    said, errors = started.communicate(timeout=30)
+    said, errors = started.communicate(timeout=60)
     return started.returncode, said, errors.strip().rpartition("\n")[2]
 
 

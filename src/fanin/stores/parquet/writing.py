@@ -116,6 +116,10 @@ class ParquetWriter(Writer):
         self.end()
         with self._changed:
             self._wait_until(lambda: self._over)
+            is_over = self._over
+        if is_over:  # it only has to return; a thread that still runs when the interpreter goes may abort it
+            self._thread.join(PATIENCE_S)
+        with self._changed:
             self._report()
 
     def _wait_until(self, done: Callable[[], bool]) -> None:
