@@ -32,7 +32,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,7 +123,8 @@ def _import_all() -> None:
     judgement.load_rules()
     adapter = adapter_for(torch.nn.Identity())
     for path in sorted(Path(sys.modules[type(adapter).__module__].__file__ or "").parent.glob("[!_]*.py")):
-        import_module(f"fanin.adapters.torch.{path.stem}")
+        with suppress(ModuleNotFoundError):  # Triton, where there is no GPU for it
+            import_module(f"fanin.adapters.torch.{path.stem}")
 
 
 def _wanted(options: argparse.Namespace, source: str) -> Iterator[Case]:
