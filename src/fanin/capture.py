@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from queue import Empty, Queue
 from threading import Thread
 from types import TracebackType
@@ -231,10 +231,18 @@ def _brief(optimizer: Any) -> str:
     return " ".join([type(optimizer).__name__, *(f"{k}={v}" for k, v in settings.items())])
 
 
+def _own_version() -> str:
+    """Empty where fanin runs from a folder that nobody installed: no reason to stop a training."""
+    try:
+        return version("fanin")
+    except PackageNotFoundError:
+        return ""
+
+
 def about(framework: str) -> dict[str, str]:
     """What is worth knowing of a run besides its tensors."""
     return {
-        "fanin": version("fanin"),
+        "fanin": _own_version(),
         "framework": framework,
         "python": platform.python_version(),
         "platform": platform.platform(),
