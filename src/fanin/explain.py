@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from fanin.cause import Cause
 from fanin.errors import RuleParameterError, UsageError
 from fanin.judgement import rule_types
+from fanin.reports.outline import sentence
 from fanin.rule import Rule
 from fanin.trust import DOUBTS
 
@@ -77,15 +78,11 @@ def _cause_page(cause: Cause) -> str:
         else "It does not lie in the initialization."
     )
     sections = [
-        f"# {cause.value}\n\n{_sentence(cause.title)} {place}",
-        f"What may lie behind it\n----------------------\n{_sentence(cause.hypotheses)}",
-        f"What to do\n----------\n{_sentence(cause.remedy)}",
+        f"# {cause.value}\n\n{sentence(cause.title)} {place}",
+        f"What may lie behind it\n----------------------\n{sentence(cause.hypotheses)}",
+        f"What to do\n----------\n{sentence(cause.remedy)}",
     ]
     return "\n\n".join(sections)
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def rows() -> list[tuple[str, str, str]]:

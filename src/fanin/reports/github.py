@@ -27,8 +27,8 @@ def _lines(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
     for finding in diagnosis.findings:
         yield _command(trial, finding)
     for missing in diagnosis.missing:
-        text = f"{outline.sentence(missing.what)} To settle it: {missing.settle}."
-        yield f"::{'warning' if missing.blocks else 'notice'} title={_property(missing.code)}::{_data(text)}"
+        command, text = "warning" if missing.blocks else "notice", _data(outline.lack(trial, missing))
+        yield f"::{command} title={_property(missing.code)}::{text}"
     yield f"fanin: {diagnosis.verdict.value}, {escape(outline.headline(trial, diagnosis))}"
 
 

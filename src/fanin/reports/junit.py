@@ -41,7 +41,7 @@ def _verdict(trial: Trial, diagnosis: Diagnosis) -> ElementTree.Element:
         kind = "failure" if diagnosis.verdict is Verdict.POOR else "error"
         told = ElementTree.SubElement(case, kind, type=diagnosis.verdict.value)
         told.set("message", escape(outline.headline(trial, diagnosis)))
-        told.text = "\n".join(escape(line) for line in _told(diagnosis))
+        told.text = "\n".join(escape(line) for line in _told(trial, diagnosis))
     if diagnosis.notes:
         ElementTree.SubElement(case, "system-out").text = "\n".join(
             message(trial, note) for note in diagnosis.notes
@@ -49,11 +49,11 @@ def _verdict(trial: Trial, diagnosis: Diagnosis) -> ElementTree.Element:
     return case
 
 
-def _told(diagnosis: Diagnosis) -> Iterator[str]:
-    yield outline.sentence(diagnosis.why)
+def _told(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
+    yield outline.why(trial, diagnosis)
     if diagnosis.next_step:
         yield f"Next: {outline.sentence(diagnosis.next_step)}"
-    yield from (f"{m.code}: {outline.sentence(m.what)} To settle it: {m.settle}." for m in diagnosis.missing)
+    yield from (f"{missing.code}: {outline.lack(trial, missing)}" for missing in diagnosis.missing)
 
 
 def _layers(trial: Trial, diagnosis: Diagnosis) -> Iterator[ElementTree.Element]:

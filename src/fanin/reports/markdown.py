@@ -63,7 +63,7 @@ def _lines(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
         yield from ["", "| | code | where | evidence | drawn at |", "|---|---|---|---|---|"]
         yield from _findings(diagnosis, trial)
     for missing in diagnosis.missing:
-        yield f"\n**{missing.code}** {plain(outline.sentence(missing.what))} To settle it: {plain(missing.settle)}."
+        yield f"\n**{missing.code}** {plain(outline.lack(trial, missing))}"
     layers = list(_layers(trial, diagnosis))
     yield from ["", *_folded(f"{counted(len(trial.spec.layers), 'layer')}", layers)] if layers else []
     for code, name, page in outline.pages(diagnosis):
@@ -72,7 +72,7 @@ def _lines(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
 
 def _prose(trial: Trial, diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     said = {
-        "Why": outline.sentence(diagnosis.why),
+        "Why": outline.why(trial, diagnosis),
         "Next": outline.sentence(diagnosis.next_step),
         "Sure": outline.certainty(diagnosis),
         "Not looked at": "; ".join(diagnosis.not_looked_at),
@@ -95,7 +95,7 @@ def _finding(trial: Trial, label: str, finding: Finding) -> str:
     source = _code(str(finding.source)) if finding.source else ""
     where, seen = (
         plain(outline.place(trial, finding)),
-        plain(f"{outline.evidence(finding)}. {finding.message}"),
+        plain(f"{outline.evidence(finding)}. {outline.told(finding)}"),
     )
     return f"| {label} | **{finding.code}** {finding.name} | {where} | {seen} | {source} |"
 

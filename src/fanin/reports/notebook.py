@@ -100,9 +100,10 @@ def _verdict(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
         f'<div style="font-size:16px"><b style="color:{color}">{diagnosis.verdict.upper()}</b> '
         f"<b>{_text(outline.headline(trial, diagnosis))}</b>{aside}</div>"
     )
-    for label, text in (("Why", diagnosis.why), ("Next", diagnosis.next_step)):
+    next_step = outline.sentence(diagnosis.next_step)
+    for label, text in (("Why", outline.why(trial, diagnosis)), ("Next", next_step)):
         if text:
-            yield f'<div><span style="{QUIET}">{label}</span> {_text(outline.sentence(text))}</div>'
+            yield f'<div><span style="{QUIET}">{label}</span> {_text(text)}</div>'
 
 
 def _below(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import isfinite, isinf
 
-from fanin.finding import Diagnosis, Finding, Scope, Verdict
+from fanin.finding import Diagnosis, Finding, Missing, Scope, Verdict
 from fanin.judgement import rule_types
 from fanin.reports.base import dimensions, fired
 from fanin.reports.json import STATUS
-from fanin.reports.typeset import counted, number
+from fanin.reports.typeset import capitalized, counted, number
 from fanin.summary import Interval
 from fanin.trial import LayerSpec, Trial
 from fanin.trust import DOUBTS
@@ -59,9 +59,36 @@ def span(interval: Interval) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def sentence(text: str) -> str:
-    """With a capital letter in front, and a full stop at its end."""
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
+def sentence(text: str, names: Iterable[str] = ()) -> str:
+    """With a capital letter in front, unless it begins with a name, and a full stop at its end."""
+    return f"{capitalized(text, names).rstrip('.')}." if text else ""
+
+
+def names_in(finding: Finding) -> tuple[str, ...]:
+    """What a finding's message may begin with, and is no word: its layers and its tensor."""
+    return (finding.tensor, finding.layer, *finding.layers)
+
+
+def told(finding: Finding) -> str:
+    """A finding's message as a sentence."""
+    return sentence(finding.message, names_in(finding))
+
+
+def lack(trial: Trial, missing: Missing) -> str:
+    """What was missing, and what would supply it."""
+    return f"{sentence(missing.what, names_of(trial))} To settle it: {missing.settle}."
+
+
+def why(trial: Trial, diagnosis: Diagnosis) -> str:
+    """The verdict's reason; without a fault it may be what was missing, which may begin with a layer."""
+    return sentence(diagnosis.why, () if diagnosis.origins else names_of(trial))
+
+
+def names_of(trial: Trial) -> tuple[str, ...]:
+    """All layers and parameters."""
+    layers = trial.spec.layers
+    parameters = (layer.parameter_path(p) for layer in layers for p in layer.parameters)
+    return (*(layer.path for layer in layers), *parameters)
 
 
 def source(finding: Finding) -> str:

@@ -9,7 +9,17 @@ from rich.text import Text
 
 from fanin.change import Change, Effect, Repair, Safety, Treatment
 from fanin.race import Race
-from fanin.reports.typeset import LABEL, banner, counted, elide, escape, number, paragraph, to_string
+from fanin.reports.typeset import (
+    LABEL,
+    banner,
+    capitalized,
+    counted,
+    elide,
+    escape,
+    number,
+    paragraph,
+    to_string,
+)
 from fanin.summary import Interval
 
 NARROWEST, WIDEST = 60, 120
@@ -51,11 +61,11 @@ def _lines(
         yield from _effects(repair, width)
         yield from _proof(repair, width)
         for reason in repair.reasons:
-            yield from paragraph("Unsafe", _sentence(reason), width)
+            yield from paragraph("Unsafe", capitalized(reason), width)
     for tried in discarded:
         yield from paragraph("Tried", _tried(tried), width)
     for text in repair.advice if repair is not None else ():
-        yield from paragraph("Advice", _sentence(text), width)
+        yield from paragraph("Advice", capitalized(text), width)
     if repair is not None and repair.changes:
         yield from paragraph(
             "Cost", f"{repair.passes} passes, {repair.seconds:.1f} s, seed {repair.seed}", width
@@ -74,10 +84,6 @@ def _head(repair: Repair | None, discarded: Sequence[Repair], applied: bool, wid
     said = f", {counted(len(repair.changes), 'parameter')} in {counted(layers, 'layer')}"
     state = "applied" if applied else "not applied"
     return banner(word + Text(said), f"{REACHES[repair.reach.value]}; {state}", width)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 # ── what changes ────────────────────────────────────────────────────────────────────────────────────────────

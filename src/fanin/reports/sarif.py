@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fanin.finding import Diagnosis, Finding, Severity
+from fanin.finding import Diagnosis, Finding, Missing, Severity
 from fanin.judgement import rule_types
 from fanin.reports import outline
 from fanin.reports.json import tool_version
@@ -36,7 +36,7 @@ def _log(trial: Trial, diagnosis: Diagnosis) -> dict[str, Any]:
     fired = [rule for rule in rule_types() if rule.code in {f.code for f in diagnosis.findings}]
     places = {rule.code: place for place, rule in enumerate(fired)}
     driver = {"name": "fanin", "version": tool_version(), "rules": [_rule(rule) for rule in fired]}
-    notes = [_notification(m.code, m.what, m.settle, m.blocks) for m in diagnosis.missing]
+    notes = [_notification(trial, missing) for missing in diagnosis.missing]
     run = {
         "tool": {"driver": driver},
         "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": notes}],
@@ -56,9 +56,10 @@ def _rule(rule: type[Rule]) -> dict[str, Any]:
     }
 
 
-def _notification(code: str, what: str, settle: str, blocks: bool) -> dict[str, Any]:
-    text = escape(f"{outline.sentence(what)} To settle it: {settle}.")
-    return {"level": "warning" if blocks else "note", "message": {"text": text}, "descriptor": {"id": code}}
+def _notification(trial: Trial, missing: Missing) -> dict[str, Any]:
+    level = "warning" if missing.blocks else "note"
+    text = escape(outline.lack(trial, missing))
+    return {"level": level, "message": {"text": text}, "descriptor": {"id": missing.code}}
 
 
 def _result(trial: Trial, finding: Finding, places: dict[str, int]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def message(trial: Trial, finding: Finding) -> str:
     cause = f"{finding.cause.title}; " if finding.cause else ""
     said = [
         f"{finding.name} {outline.place(trial, finding)}: {cause}{outline.evidence(finding)}.",
-        outline.sentence(finding.message),
+        outline.told(finding),
         outline.sentence(finding.cause.remedy) if finding.cause else "",
     ]
     return escape(" ".join(part for part in said if part))

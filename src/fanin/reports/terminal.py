@@ -15,7 +15,18 @@ from fanin.finding import Diagnosis, Finding, Scope, Verdict
 from fanin.reports.base import dimensions, fired, profile, shown_worker
 from fanin.reports.chart import draw
 from fanin.reports.json import STATUS
-from fanin.reports.typeset import LABEL, banner, counted, elide, escape, number, paragraph, to_string
+from fanin.reports.outline import names_in, names_of
+from fanin.reports.typeset import (
+    LABEL,
+    banner,
+    capitalized,
+    counted,
+    elide,
+    escape,
+    number,
+    paragraph,
+    to_string,
+)
 from fanin.summary import Interval
 from fanin.trial import Step, Trial
 
@@ -36,7 +47,7 @@ def render(trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool =
 
 def _lines(trial: Trial, diagnosis: Diagnosis, width: int) -> Iterator[Text]:
     yield from _head(trial, diagnosis, width)
-    yield from _prose(diagnosis, width)
+    yield from _prose(trial, diagnosis, width)
     yield from paragraph("Sure", _certainty(diagnosis), width)
     yield from _rows(trial, diagnosis, width)
     yield from paragraph("loss", _loss(trial), width)
@@ -96,19 +107,19 @@ def _kind(trial: Trial, path: str) -> str:
     return f" ({' '.join([escape(layer.type_name), *shapes[:1]])})"
 
 
-def _prose(diagnosis: Diagnosis, width: int) -> Iterator[Text]:
+def _prose(trial: Trial, diagnosis: Diagnosis, width: int) -> Iterator[Text]:
     """What was seen, what to do, and what may lie behind it."""
     finding = diagnosis.origins[0].finding if diagnosis.origins else None
     cause = finding.cause if finding else None
-    yield from paragraph("Why", _sentence(diagnosis.why), width)
+    names = () if finding else names_of(trial)  # what was missing may begin with a layer
+    yield from paragraph("Why", capitalized(diagnosis.why, names), width)
     if finding and finding.quantity not in diagnosis.why:
-        measured = _measurement(finding) + (
-            "" if finding.message in diagnosis.why else f". {finding.message}"
-        )
-        yield from paragraph("" if diagnosis.why else "Why", _sentence(measured), width)
-    yield from paragraph("Next", _sentence(diagnosis.next_step or (cause.remedy if cause else "")), width)
+        message = capitalized(finding.message, names_in(finding))
+        measured = _measurement(finding) + ("" if finding.message in diagnosis.why else f". {message}")
+        yield from paragraph("" if diagnosis.why else "Why", capitalized(measured), width)
+    yield from paragraph("Next", capitalized(diagnosis.next_step or (cause.remedy if cause else "")), width)
     if cause:
-        yield from paragraph("Maybe", _sentence(cause.hypotheses), width)
+        yield from paragraph("Maybe", capitalized(cause.hypotheses), width)
 
 
 def _certainty(diagnosis: Diagnosis) -> str:
@@ -118,12 +129,7 @@ def _certainty(diagnosis: Diagnosis) -> str:
         said.append(f"{diagnosis.confidence:.0%}, settled by {diagnosis.decided_by}")
     if diagnosis.not_looked_at and diagnosis.decided_by not in ("parameters", "race"):
         said.append("not looked at: " + "; ".join(diagnosis.not_looked_at))
-    return ". ".join(_sentence(text) for text in said)
-
-
-def _sentence(text: str) -> str:
-    """With a capital letter in front."""
-    return text[:1].upper() + text[1:]
+    return ". ".join(capitalized(text) for text in said)
 
 
 def _measurement(finding: Finding) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from math import isfinite, isnan
 
@@ -14,6 +15,34 @@ LABEL = 7
 
 GAP = "..."
 """What stands for text left out: ASCII, so that it survives any encoding."""
+
+
+WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*(?=[\s,;:.!?]*(?:\s|$))")
+"""A word of prose: letters alone, up to a blank. With digits, dots, slashes or brackets it is a name or a formula."""
+
+
+def capitalized(text: str, names: Iterable[str] = ()) -> str:
+    """A text as the beginning of a sentence; a name or a formula that it begins with stays as it is.
+
+    Args:
+        text: A message.
+        names: Layers and tensors that it may begin with, which can look like any word.
+
+    >>> capitalized("weights are small"), capitalized("log10(v) = 3"), capitalized("blocks.0.weight is small")
+    ('Weights are small', 'log10(v) = 3', 'blocks.0.weight is small')
+    >>> capitalized("head is too large", ["head"])
+    'head is too large'
+    """
+    word = WORD.match(text)
+    named = any(_begins_with(text, name) for name in names)
+    if named or word is None or not word.group().islower():
+        return text
+    return text[:1].upper() + text[1:]
+
+
+def _begins_with(text: str, name: str) -> bool:
+    after = text[len(name) : len(name) + 1]
+    return bool(name) and text.startswith(name) and not (after.isalnum() or after == "_")
 
 
 def escape(text: str) -> str:
