@@ -209,6 +209,36 @@ def test_an_export_is_written_once_and_nothing_is_overwritten(form: str, shelf: 
     assert "there is something at this path already" in again.stderr
 
 
+@pytest.mark.parametrize(("name", "start"), [("t.csv", b"mode,step,"), ("t.JSON", b"{")])
+def test_the_name_of_an_export_chooses_its_form(name: str, start: bytes, shelf: Path, tmp_path: Path) -> None:
+    result = fanin("trial", "export", str(shelf / "a/good"), "-o", str(tmp_path / name))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert (tmp_path / name).read_bytes().lstrip().startswith(start)
+
+
+def test_a_form_that_is_asked_for_wins_over_the_name(shelf: Path, tmp_path: Path) -> None:
+    fanin("trial", "export", str(shelf / "a/good"), "--to", "csv", "-o", str(tmp_path / "t.json"))
+    assert (tmp_path / "t.json").read_bytes().startswith(b"mode,step,")
+
+
+@pytest.mark.parametrize("name", ["t.pdf", "logs"])
+def test_an_export_of_a_name_that_stands_for_no_form_is_refused(name: str, tmp_path: Path) -> None:
+    result = fanin("trial", "export", "nowhere", "-o", str(tmp_path / name))
+    assert result.exit_code == 2
+    assert ".csv (csv), .json (json)" in result.stderr
+    assert "--to tensorboard for a folder" in result.stderr
+    assert "nowhere" not in result.stderr
+
+
+def test_an_export_that_cannot_be_written_is_refused_before_the_trial_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name, said in (("file", "already"), ("file/t.csv", "is no directory")):
+        result = fanin("trial", "export", "nowhere", "--to", "csv", "-o", str(tmp_path / name))
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert "nowhere" not in result.stderr
+
+
 # ── verify and remove ───────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fanin.destination import EXPORTS, format_of, require_new
+
 if TYPE_CHECKING:
     from fanin.shelf import Kept
     from fanin.trial import Step, Trial
@@ -24,7 +26,7 @@ def trial() -> None:
     Examples:
       fanin trial ls                       those under runs/
       fanin trial show runs/exp1
-      fanin trial export runs/exp1 --to csv -o exp1.csv
+      fanin trial export runs/exp1 -o exp1.csv
     """
 
 
@@ -115,35 +117,30 @@ def _roles(steps: Sequence[Step]) -> list[tuple[str, str, str]]:
 
 @trial.command(short_help="Write a trial for other tools.")
 @click.argument("uri")
-@click.option("--to", "form", type=click.Choice(FORMS), default="csv", show_default=True, help="Form.")
+@click.option("--to", "form", type=click.Choice(FORMS), help="Form.  [default: as the name of -o FILE ends]")
 @click.option(
     "-o",
     "--output",
     "path",
     required=True,
     type=click.Path(),
-    help="A new file, or for tensorboard a new folder.",
+    help="A new file, .csv or .json, or for tensorboard a new folder.",
 )
-def export(uri: str, form: str, path: str) -> None:
+def export(uri: str, form: str | None, path: str) -> None:
     """Write a trial for other tools: every statistic of every tensor at every step.
 
     \b
     Examples:
-      fanin trial export runs/exp1 -o exp1.csv
+      fanin trial export runs/exp1 -o exp1.csv     or .json
       fanin trial export runs/exp1 --to tensorboard -o logs/exp1
     """
     from fanin.errors import UsageError
     from fanin.examine import load_trial
     from fanin.exports import export as files_of
 
-    files = files_of(form, load_trial(uri))
-    target = Path(path)
-    if target.exists():
-        raise UsageError(
-            "there is something at this path already",
-            where=path,
-            next_step="name a new file, or remove that one",
-        )
+    form = form or format_of(path, EXPORTS, asking="--to, as in --to tensorboard for a folder")
+    require_new(path)
+    files, target = files_of(form, load_trial(uri)), Path(path)
     try:
         for name, data in files.items():
             # A form of one file is that file; one of several is a folder of them.
