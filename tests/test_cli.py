@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fanin import reports
+from fanin import destination, exports, reports
 from fanin.cli import EXITS, FORMATS, main
 from fanin.finding import Verdict
 from fanin.stores import open_store
@@ -121,8 +121,91 @@ def test_report_shows_the_same_and_exits_with_0(verdict: str, trials: dict[str, 
 def test_json_goes_to_a_file_and_then_stdout_is_empty(trials: dict[str, str], tmp_path: Path) -> None:
     place = tmp_path / "report.json"
     result = fanin("judge", trials["poor"], "--format", "json", "-o", str(place))
-    assert (result.exit_code, result.output) == (1, "")
+    assert (result.exit_code, result.stdout) == (1, "")
     assert json.loads(place.read_text())["verdict"] == "poor"
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+@pytest.mark.parametrize("command", ["judge", "report"])
+def test_what_goes_to_a_file_is_told_on_stderr_with_verdict_and_place(
+    command: str, verdict: str, trials: dict[str, str], tmp_path: Path
+) -> None:
+    place = tmp_path / "report.md"
+    said = fanin(command, trials[verdict], "-o", str(place)).stderr.splitlines()
+    assert said[0].startswith(f"{verdict.upper()}  ")
+    assert said[1:] == [f"report {place}"]
+
+
+def test_of_a_fault_the_code_and_the_layer_are_told_too(trials: dict[str, str], tmp_path: Path) -> None:
+    said = fanin("judge", trials["poor"], "-o", str(tmp_path / "report.md")).stderr
+    assert said.startswith("POOR  FAN402 zero-path at blocks.3.fc")
+
+
+# ── files that cannot be written ────────────────────────────────────────────────────────────────────────────
+
+NO_WORK = ["judge", "report", "check"]
+"""Commands whose argument leads nowhere: where that is not said, the work had not begun."""
+
+
+def refused(command: str, *options: str) -> str:
+    result = fanin(command, "nowhere.py:build", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "nowhere" not in result.stderr
+    for label in ("where", "got", "expected", "next"):
+        assert f"\n  {label:<9} " in result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize("command", NO_WORK)
+def test_a_directory_that_is_missing_is_told_before_the_work_begins(command: str, tmp_path: Path) -> None:
+    assert f"there is no directory {tmp_path / 'no'}" in refused(command, "-o", str(tmp_path / "no/a.json"))
+
+
+def test_so_is_a_directory_in_place_of_the_file(tmp_path: Path) -> None:
+    assert "got       a directory" in refused("judge", "--format", "json", "-o", str(tmp_path))
+
+
+def test_so_is_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path / 'file'} is no directory" in refused("judge", "-o", str(tmp_path / "file/a.json"))
+
+
+def test_so_is_a_place_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = {str(tmp_path / "locked.json"), str(tmp_path / "dir")}
+    (tmp_path / "locked.json").write_text("")
+    (tmp_path / "dir").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) not in locked)
+    for name in ("locked.json", "dir/new.json"):
+        assert "no permission" in refused("judge", "-o", str(tmp_path / name))
+
+
+def test_run_refuses_such_a_file_before_the_command_starts(tmp_path: Path) -> None:
+    mark = tmp_path / "started"
+    result = fanin("run", "-o", str(tmp_path / "no/a.json"), "--", "touch", str(mark))
+    assert (result.exit_code, mark.exists()) == (2, False)
+
+
+@pytest.mark.parametrize(("name", "got"), [("a.pdf", "'.pdf'"), ("report", "a name without an end")])
+@pytest.mark.parametrize("command", NO_WORK)
+def test_a_name_that_stands_for_no_form_is_refused_with_those_that_do(
+    command: str, name: str, got: str, tmp_path: Path
+) -> None:
+    said = refused(command, "-o", str(tmp_path / name))
+    assert f"got       {got}" in said
+    assert ".txt (terminal), .json (json), .html (html)" in said
+    assert "--format" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_written_where_the_form_is_asked_for(trials: dict[str, str], tmp_path: Path) -> None:
+    place = tmp_path / "report"
+    assert fanin("report", trials["poor"], "-o", str(place), "--format", "terminal").exit_code == 0
+    assert place.read_text().startswith("POOR")
+
+
+def test_the_ends_stand_for_forms_that_there_are() -> None:
+    assert set(destination.REPORTS.values()) == set(FORMATS) - {"github"}
+    assert set(destination.EXPORTS.values()) < set(exports.EXPORTS)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +224,7 @@ def test_the_name_of_a_file_chooses_the_form(
     if name.endswith("html"):
         pytest.importorskip("altair", reason="needs the extra html")
     result = fanin("report", trials["poor"], "-o", str(tmp_path / name))
-    assert (result.exit_code, result.output) == (0, "")
+    assert (result.exit_code, result.stdout) == (0, "")
     assert (tmp_path / name).read_text(encoding="utf-8").startswith(start)
 
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from fanin.cli_trial import trial as trial_commands
+from fanin.destination import format_of, require_writable
 from fanin.errors import FaninError, TrialNotFoundError
 from fanin.errors import UsageError as FaninUsageError
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from fanin.repairs import RepairReport
     from fanin.rule import Rule
     from fanin.target import Target
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 FORMATS = ("terminal", "json", "html", "markdown", "sarif", "junit", "github")
 """As in `fanin.reports`, which is not imported for `--help`; a test compares them."""
@@ -93,7 +92,7 @@ _file = click.option(
     "-o",
     "--output",
     "path",
-    type=click.Path(dir_okay=False),
+    type=click.Path(readable=False),  # `require_writable` says more than click would
     help="Write the report to a file; its form by the end of its name: .html .json .md .sarif .xml .txt.",
 )
 _fail_on = click.option(
@@ -113,11 +112,20 @@ _config = click.option(
 )
 
 
-def reporting(command: F) -> F:
-    """The options of a command that shows a report."""
+def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a command that shows a report. A file that cannot be written ends it before its work begins."""
+
+    @wraps(command)
+    def checked(*args: Any, path: str | None, form: str | None, **rest: Any) -> Any:
+        if path is not None:
+            form = form or format_of(path)
+            require_writable(path)
+        return command(*args, path=path, form=form, **rest)
+
+    made: Callable[..., Any] = checked
     for option in (_file, _color, _format):
-        command = option(command)
-    return command
+        made = option(made)
+    return made
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

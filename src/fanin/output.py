@@ -13,9 +13,12 @@ from typing import TextIO
 
 import click
 
+from fanin.destination import format_of
 from fanin.errors import UsageError
 from fanin.finding import Diagnosis
-from fanin.reports import format_of, render
+from fanin.reports import render
+from fanin.reports.outline import headline
+from fanin.reports.typeset import escape
 from fanin.trial import Trial
 
 WIDTH = 80
@@ -43,10 +46,11 @@ class Output:
 
     def show(self, trial: Trial, diagnosis: Diagnosis) -> None:
         """Write a report."""
-        self.write(render(self.form, trial, diagnosis, width=self.width, color=self.colored))
+        text = render(self.form, trial, diagnosis, width=self.width, color=self.colored)
+        self.write(text, f"{diagnosis.verdict.upper()}  {escape(headline(trial, diagnosis))}")
 
-    def write(self, text: str) -> None:
-        """Write text and a line break.
+    def write(self, text: str, verdict: str = "") -> None:
+        """Write text and a line break; where it goes to a file, say the verdict and where it is, on stderr.
 
         Raises:
             UsageError: The file cannot be written.
@@ -60,6 +64,8 @@ class Output:
             raise UsageError(
                 "cannot write the report", where=self.path, got=error.strerror or str(error)
             ) from error
+        for line in filter(None, (verdict, f"report {self.path}")):
+            click.echo(encodable(line, sys.stderr), err=True)
 
     def markdown(self, text: str) -> str:
         """A page as it looks on a terminal."""
@@ -87,7 +93,7 @@ class Output:
     @property
     def form(self) -> str:
         """The format of the report."""
-        return self.format or format_of(self.path or "")
+        return self.format or (format_of(self.path) if self.path else "terminal")
 
     @property
     def stream(self) -> TextIO:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from fanin.destination import format_of
 from fanin.errors import UsageError
 from fanin.examine import Report
-from fanin.reports import format_of, render
+from fanin.reports import render
 from reports.deep import deep
 from reports.trials import CASES
 

@@ -23,30 +23,6 @@ FORMATS = {
 """Format -> module, which holds a function called `render`."""
 
 
-EXTENSIONS = {
-    ".txt": "terminal",
-    ".json": "json",
-    ".html": "html",
-    ".htm": "html",
-    ".md": "markdown",
-    ".sarif": "sarif",
-    ".xml": "junit",
-}
-"""End of a file's name -> the format that it stands for."""
-
-
-def format_of(path: str) -> str:
-    """The format that a file's name stands for; `terminal` where it stands for none.
-
-    >>> format_of("init.html"), format_of("out/FANIN.SARIF.json"), format_of("report")
-    ('html', 'sarif', 'terminal')
-    """
-    name = path.lower()
-    if name.endswith(".sarif.json"):
-        return "sarif"
-    return next((form for end, form in EXTENSIONS.items() if name.endswith(end)), "terminal")
-
-
 def render(format: str, trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool = False) -> str:  # noqa: A002
     """A report as text, without a line break at its end.
 
