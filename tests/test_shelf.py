@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import struct
+import subprocess
+import sys
 from math import isnan
 from pathlib import Path
 
@@ -260,7 +262,10 @@ def test_damage_is_found_in_what_no_rule_looks_at(shelf: Path) -> None:
         assert fanin("trial", "verify", str(shelf / name)).exit_code == 2
 
 
-def test_a_trial_is_removed_after_asking_and_nothing_else(shelf: Path) -> None:
+def test_a_trial_is_removed_after_asking_and_nothing_else(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_trial, "on_terminal", lambda: True)
     place = shelf / "a/good"
     (place / "mine.txt").write_text("stays")
     (place / ".part-w00000-000009.parquet.1-ab.tmp").write_bytes(b"")
@@ -270,6 +275,23 @@ def test_a_trial_is_removed_after_asking_and_nothing_else(shelf: Path) -> None:
     assert [path.name for path in place.iterdir()] == ["mine.txt"]
     assert fanin("trial", "rm", str(shelf / "a/zeros"), "--yes").exit_code == 0
     assert not (shelf / "a/zeros").exists()
+
+
+def test_without_a_terminal_nothing_is_asked_and_nothing_removed(shelf: Path) -> None:
+    command = [sys.executable, "-m", "fanin", "trial", "rm", str(shelf / "a/good")]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nothing was removed" in done.stderr
+    assert "pass --yes" in done.stderr
+    assert list((shelf / "a/good").iterdir())
+
+
+def test_nobody_is_asked_about_what_is_no_trial(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_trial, "on_terminal", lambda: True)
+    result = fanin("trial", "rm", str(shelf / "d"), given="y\n")
+    assert result.exit_code == 2
+    assert "Remove the trial" not in result.output
+    assert "not a trial that fanin wrote" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["b", "d", "d/notes.txt", "nothing", "."])

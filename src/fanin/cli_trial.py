@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,8 +178,28 @@ def rm(uri: str, yes: bool) -> None:
       fanin trial rm runs/exp1
       fanin trial rm runs/exp1 --yes
     """
-    from fanin.shelf import remove
+    from fanin.shelf import removable, remove
 
-    if not yes and not click.confirm(f"Remove the trial {uri}?", err=True):
-        raise click.UsageError("nothing was removed.")
+    removable(uri)  # whether there is anything to ask about
+    if not yes:
+        _ask(uri)
     click.echo(f"removed {remove(uri)} files", err=True)
+
+
+def _ask(uri: str) -> None:
+    """Go on only where somebody says so."""
+    from fanin.errors import UsageError
+
+    if not on_terminal():
+        raise UsageError(
+            "nothing was removed: nobody can be asked without a terminal",
+            where=uri,
+            next_step="pass --yes to remove it without asking",
+        )
+    if not click.confirm(f"Remove the trial {uri}?", err=True):
+        raise click.UsageError("nothing was removed.")
+
+
+def on_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty()

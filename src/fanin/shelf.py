@@ -107,6 +107,20 @@ def remove(uri: str | os.PathLike[str]) -> int:
     Raises:
         UsageError: It is none, or somebody else's.
     """
+    path, names = Path(uri), removable(uri)
+    for name in names:
+        (path / name).unlink()
+    if not path.is_symlink() and not any(path.iterdir()):
+        path.rmdir()
+    return len(names)
+
+
+def removable(uri: str | os.PathLike[str]) -> list[str]:
+    """The files of a trial of ours on a local disk, in the order in which they can go.
+
+    Raises:
+        UsageError: It is none, or somebody else's.
+    """
     path = Path(uri)
     parts = sorted((name for name in _listed(path) if PART.fullmatch(name)), reverse=True)
     if not parts:
@@ -117,12 +131,7 @@ def remove(uri: str | os.PathLike[str]) -> int:
             next_step="remove it by other means, if it should go",
         )
     # The first part claims the place, so it goes last: after an interruption the rest is still known as a trial.
-    names = [*(name for name in _listed(path) if _is_left_over(name)), *parts]
-    for name in names:
-        (path / name).unlink()
-    if not path.is_symlink() and not any(path.iterdir()):
-        path.rmdir()
-    return len(names)
+    return [*(name for name in _listed(path) if _is_left_over(name)), *parts]
 
 
 def _listed(path: Path) -> list[str]:
