@@ -358,10 +358,27 @@ def test_a_trial_that_exists_is_refused_before_anything_runs(here: Path) -> None
 
 
 def test_where_nothing_was_watched_it_says_why_that_may_be_and_keeps_the_exit_code() -> None:
-    code, out, err = fanin_run(PYTHON, "-c", "print('out'); raise SystemExit(5)", options=())
-    assert (code, out) == (5, "out\n")
+    code, out, err = fanin_run(PYTHON, "-c", "print('out')", options=())
+    assert (code, out) == (0, "out\n")
     assert err.startswith("UNDECIDED  nothing was watched")
     assert max(map(len, err.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "how"),
+    [
+        ([PYTHON, "nothere.py"], 2, "with status 2"),
+        ([PYTHON, "-c", "raise SystemExit(5)"], 5, "with status 5"),
+        (["sh", "-c", "kill -TERM $$"], -signal.SIGTERM, "by SIGTERM"),
+    ],
+)
+def test_of_a_command_that_fails_it_says_that_and_nothing_else(
+    command: list[str], code: int, how: str
+) -> None:
+    ended, out, err = fanin_run(*command, options=())
+    assert (ended, out) == (code, "")
+    assert f"UNDECIDED  the command ended {how}, and no trial was written\n" in err
+    assert "One of these" not in err
 
 
 def test_the_script_may_change_its_folder() -> None:

@@ -394,12 +394,13 @@ def run(
         click.echo(f"error: {text}", err=True)
         sys.exit(code)
     if not no_report:
-        _report_run(trial, form, color, path)
+        _report_run(trial, status, form, color, path)
     launch.end_like(status)
 
 
-def _report_run(trial: str, form: str | None, color: bool | None, path: str | None) -> None:
+def _report_run(trial: str, status: int, form: str | None, color: bool | None, path: str | None) -> None:
     """Judge what the child left. Whatever goes wrong here, the exit code stays the child's."""
+    from fanin import launch
     from fanin.examine import judge as examine
     from fanin.output import Output
 
@@ -408,7 +409,7 @@ def _report_run(trial: str, form: str | None, color: bool | None, path: str | No
         Output(form, color, path, to_stderr=True).show(report.trial, report.diagnosis)
         click.echo(f"trial  {trial}", err=True)
     except TrialNotFoundError:
-        click.echo(NOTHING_WATCHED, err=True)
+        click.echo(FAILED.format(how=launch.how_ended(status)) if status else NOTHING_WATCHED, err=True)
     except FaninError as error:
         fail(error)
     except Exception as error:  # noqa: BLE001 - the script has done its work; ours must not spoil its exit code
@@ -424,7 +425,13 @@ Why    One of these: no torch.nn.Module was trained (forward, then backward);
        is of another environment, where fanin is not installed (a line above
        says so); or its training runs where PYTHONPATH does not reach.
 Next   Use fanin.watch in the script, or fanin check on the model."""
-"""What `fanin run` says where there is no trial."""
+"""What `fanin run` says where there is no trial, and the command has done its work."""
+
+FAILED = """\
+UNDECIDED  the command ended {how}, and no trial was written
+Why    It ended before a training step was seen. What it said is above.
+Next   Have the command run as it is first, then watch it."""
+"""What it says where the command has not."""
 
 
 @main.command(short_help="What a code, a rule or a cause means.")

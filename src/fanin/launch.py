@@ -86,6 +86,20 @@ def end_like(status: int) -> None:
     sys.exit(status if status >= 0 else 128 - status)
 
 
+def how_ended(status: int) -> str:
+    """How the child ended, in words.
+
+    >>> how_ended(2), how_ended(-15)
+    ('with status 2', 'by SIGTERM')
+    """
+    if status >= 0:
+        return f"with status {status}"
+    try:
+        return f"by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"by signal {-status}"
+
+
 def _no_second_core_dump() -> None:
     import resource
 
