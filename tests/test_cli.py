@@ -247,7 +247,10 @@ def test_one_rule_with_parameters(trials: dict[str, str]) -> None:
     ("arguments", "said"),
     [
         (["judge", "nowhere"], "nowhere"),
-        (["judge", "nowhere", "--rule", "FAN1"], "did you mean FAN"),
+        (["judge", "nowhere", "--rule", "FAN1"], "run `fanin rules`"),
+        (["explain", "FAN999"], "run `fanin rules`"),
+        (["explain", "fan-101"], "run `fanin rules`"),
+        (["explain", "thin-evidense"], "did you mean thin-evidence?"),
         (["judge", "nowhere", "--rule", "FAN001", "--set", "treshold=1"], "did you mean threshold?"),
         (["judge", "nowhere", "--rule", "FAN001", "--set", "threshold"], "key=value"),
         (["judge", "nowhere", "--rule", "FAN001", "--set", "threshold=many"], "threshold"),
@@ -278,6 +281,11 @@ def test_what_cannot_be_is_said_on_stderr_with_exit_code_2(
     assert said in result.stderr
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("code", ["FAN999", "FAN1", "FAN10", "fan4011"])
+def test_no_code_is_suggested_for_another(code: str) -> None:
+    assert "did you mean" not in fanin("explain", code).stderr
 
 
 @pytest.mark.parametrize(

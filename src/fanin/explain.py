@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable, Sequence
 
 from fanin.cause import Cause
@@ -11,7 +12,11 @@ from fanin.errors import RuleParameterError, UsageError
 from fanin.judgement import rule_types
 from fanin.reports.outline import sentence
 from fanin.rule import Rule
-from fanin.trust import DOUBTS
+from fanin.trust import DOUBTS, Doubt
+
+
+CODE = re.compile(r"[a-z]+[-_ ]?\d+", re.IGNORECASE)
+"""What is meant as a code: letters, then a number."""
 
 
 def find_rule(name: str) -> type[Rule]:
@@ -23,7 +28,7 @@ def find_rule(name: str) -> type[Rule]:
     for rule in rule_types():
         if name.casefold() in _names(rule):
             return rule
-    raise _unknown("there is no such rule", name, _all_names(()))
+    raise _unknown("there is no such rule", name, _all_names())
 
 
 def make_rule(name: str, settings: Iterable[str] = ()) -> Rule:
@@ -68,7 +73,7 @@ def page(name: str) -> str:
     for doubt in DOUBTS:
         if name.casefold() in (doubt.code.casefold(), doubt.name):
             return f"# {doubt.code} {doubt.name}\n\n{doubt.page}"
-    raise _unknown("there is nothing to explain by this name", name, _all_names(Cause))
+    raise _unknown("there is nothing to explain by this name", name, _all_names(Cause, DOUBTS))
 
 
 def _cause_page(cause: Cause) -> str:
@@ -95,17 +100,18 @@ def _names(rule: type[Rule]) -> tuple[str, str, str]:
     return rule.code.casefold(), rule.name.casefold(), rule.__name__.casefold()
 
 
-def _all_names(causes: Iterable[Cause]) -> list[str]:
-    shown = [name for rule in rule_types() for name in (rule.code, rule.name, rule.__name__)]
-    return shown + [cause.value for cause in causes]
+def _all_names(causes: Iterable[Cause] = (), doubts: Iterable[Doubt] = ()) -> list[str]:
+    """Names to suggest; no codes, since one that looks alike means something else."""
+    shown = [name for rule in rule_types() for name in (rule.name, rule.__name__)]
+    return shown + [doubt.name for doubt in doubts] + [cause.value for cause in causes]
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> UsageError:
     by_folded = {text.casefold(): text for text in known}
-    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    close = [] if CODE.fullmatch(name) else difflib.get_close_matches(name.casefold(), by_folded, n=1)
     return UsageError(
         what,
         got=repr(name),
-        expected="a code, as in FAN101, or a name; `fanin rules` lists them",
-        next_step=f"did you mean {by_folded[close[0]]}?" if close else "run `fanin rules`",
+        expected="a code, as in FAN101, or a name",
+        next_step=f"did you mean {by_folded[close[0]]}?" if close else "run `fanin rules`, which lists them all",
     )
