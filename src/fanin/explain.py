@@ -14,7 +14,6 @@ from fanin.reports.outline import sentence
 from fanin.rule import Rule
 from fanin.trust import DOUBTS, Doubt
 
-
 CODE = re.compile(r"[a-z]+[-_ ]?\d+", re.IGNORECASE)
 """What is meant as a code: letters, then a number."""
 

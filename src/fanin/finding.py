@@ -97,6 +97,14 @@ class Missing:
     blocks: bool = True
 
 
+class Standing(StrEnum):
+    """What the verdict makes of a finding: where the trouble begins, what follows from that, or neither."""
+
+    ORIGIN = "origin"
+    SYMPTOM = "symptom"
+    NOTE = "note"
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """A fault, and the findings that follow from it.
@@ -151,5 +159,13 @@ class Diagnosis:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """All findings: each origin, then its symptoms; notes come last."""
-        faults = (f for origin in self.origins for f in (origin.finding, *origin.symptoms))
-        return (*faults, *self.notes)
+        return tuple(finding for finding, _ in self.standings)
+
+    @property
+    def standings(self) -> tuple[tuple[Finding, Standing], ...]:
+        """All findings in the same order, with what the verdict makes of each."""
+        found = [(note, Standing.NOTE) for note in self.notes]
+        for origin in reversed(self.origins):
+            symptoms = [(symptom, Standing.SYMPTOM) for symptom in origin.symptoms]
+            found = [(origin.finding, Standing.ORIGIN), *symptoms, *found]
+        return tuple(found)

@@ -12,10 +12,10 @@ from xml.etree import ElementTree
 import pytest
 
 from fanin.destination import format_of
-from fanin.finding import Severity
+from fanin.finding import Diagnosis, Severity
 from fanin.reports import FORMATS, render, render_repair
 from fanin.reports.json import schema
-from fanin.trial import SourceLine
+from fanin.trial import SourceLine, Trial
 from reports.deep import deep
 from reports.test_repair import REPAIR
 from reports.trials import CASES, HOSTILE
@@ -170,17 +170,52 @@ def test_a_note_is_a_notice() -> None:
     assert diagnosis.notes[0].severity is Severity.NOTE
     assert [line.split(" ")[0] for line in render("github", trial, diagnosis).splitlines()] == [
         "::error",
-        "::error",
+        "::warning",
         "::notice",
         "fanin:",
     ]
+
+
+STANDINGS = {"origin": ("error", "error"), "symptom": ("warning", "warning"), "note": ("note", "notice")}
+"""What the verdict makes of a finding -> level in SARIF, command in GitHub."""
+
+
+def suspected() -> tuple[Trial, Diagnosis]:
+    """A cause that is only suspect in itself, a symptom that is a fault in itself, and a note."""
+    trial, diagnosis = deep(10, 1)
+    origin = diagnosis.origins[0]
+    cause = replace(origin.finding, severity=Severity.SUSPECT)
+    symptoms = tuple(replace(symptom, severity=Severity.FAULT) for symptom in origin.symptoms)
+    made = replace(origin, finding=cause, symptoms=symptoms)
+    clued = replace(made, finding=replace(cause, severity=Severity.CLUE, code="FAN404"))
+    return trial, replace(diagnosis, origins=(made, clued))
+
+
+def test_the_cause_is_an_error_and_its_symptoms_are_warnings_whatever_they_are_in_themselves() -> None:
+    trial, diagnosis = suspected()
+    found = json.loads(render("json", trial, diagnosis))["findings"]
+    standings = [finding["standing"] for finding in found]
+    assert set(standings) == set(STANDINGS)
+    assert errors(json.loads(render("json", trial, diagnosis)), closed(schema())) == []
+    results = json.loads(render("sarif", trial, diagnosis))["runs"][0]["results"]
+    assert [result["level"] for result in results] == [STANDINGS[s][0] for s in standings]
+    lines = render("github", trial, diagnosis).splitlines()[: len(found)]
+    assert [line.split(" ")[0] for line in lines] == [f"::{STANDINGS[s][1]}" for s in standings]
+
+
+def test_markdown_says_the_same_of_each_finding_as_json() -> None:
+    trial, diagnosis = suspected()
+    words = {"origin": "fault", "symptom": "symptom", "note": "note"}
+    rows = re.findall(r"^\| (\w+) \| \*\*(FAN\d+)", render("markdown", trial, diagnosis), re.MULTILINE)
+    found = json.loads(render("json", trial, diagnosis))["findings"]
+    assert rows == [(words[finding["standing"]], finding["code"]) for finding in found]
 
 
 def test_hostile_names_make_no_command_of_their_own() -> None:
     path = "a\n::error title=owned::x%0A::set-output name=b::c"
     trial, diagnosis = deep(3, 1, paths=("in", path, "out"))
     for line in render("github", trial, diagnosis).splitlines():
-        assert line.startswith(("::error file=", "::notice file=", "fanin: "))
+        assert line.startswith(("::error file=", "::warning file=", "::notice file=", "fanin: "))
     assert "%250A" in render("github", trial, diagnosis)
 
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fanin.finding import Diagnosis, Finding, Severity
+from fanin.finding import Diagnosis, Finding, Standing
 from fanin.reports import outline
 from fanin.reports.sarif import local, message
 from fanin.reports.typeset import escape
 from fanin.trial import Trial
 
-COMMANDS = {
-    Severity.FAULT: "error",
-    Severity.SUSPECT: "error",
-    Severity.CLUE: "warning",
-    Severity.NOTE: "notice",
-}
+COMMANDS = {Standing.ORIGIN: "error", Standing.SYMPTOM: "warning", Standing.NOTE: "notice"}
+"""The cause comes first, whatever its own severity: a symptom goes when that is mended."""
 
 
 def render(trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool = False) -> str:
@@ -24,20 +20,20 @@ def render(trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool =
 
 
 def _lines(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
-    for finding in diagnosis.findings:
-        yield _command(trial, finding)
+    for finding, standing in diagnosis.standings:
+        yield _command(trial, finding, standing)
     for missing in diagnosis.missing:
         command, text = "warning" if missing.blocks else "notice", _data(outline.lack(trial, missing))
         yield f"::{command} title={_property(missing.code)}::{text}"
     yield f"fanin: {diagnosis.verdict.value}, {escape(outline.headline(trial, diagnosis))}"
 
 
-def _command(trial: Trial, finding: Finding) -> str:
+def _command(trial: Trial, finding: Finding, standing: Standing) -> str:
     place = ""
     if finding.source:
         place = f"file={_property(local(finding.source.file).as_posix())},line={finding.source.line},"
     title = _property(f"{finding.code} {finding.name}")
-    return f"::{COMMANDS[finding.severity]} {place}title={title}::{_data(message(trial, finding))}"
+    return f"::{COMMANDS[standing]} {place}title={title}::{_data(message(trial, finding))}"
 
 
 def _data(text: str) -> str:

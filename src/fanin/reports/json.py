@@ -158,7 +158,10 @@ def _findings(diagnosis: Diagnosis) -> list[dict[str, Any]]:
         place = len(found)
         found.append(_finding(origin.finding) | {"downstream": list(origin.downstream)})
         found.extend(_finding(symptom, place) for symptom in origin.symptoms)
-    return found + [_finding(note) for note in diagnosis.notes]
+    found += [_finding(note) for note in diagnosis.notes]
+    for one, (_, standing) in zip(found, diagnosis.standings, strict=True):
+        one["standing"] = standing.value
+    return found
 
 
 def _finding(finding: Finding, symptom_of: int | None = None) -> dict[str, Any]:

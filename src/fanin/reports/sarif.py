@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fanin.finding import Diagnosis, Finding, Missing, Severity
+from fanin.finding import Diagnosis, Finding, Missing, Standing
 from fanin.judgement import rule_types
 from fanin.reports import outline
 from fanin.reports.json import tool_version
@@ -23,8 +23,8 @@ from fanin.trial import Trial
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 """A name, which nobody here opens."""
 
-LEVELS = {Severity.FAULT: "error", Severity.SUSPECT: "error", Severity.CLUE: "warning", Severity.NOTE: "note"}
-"""A suspect that is an origin is the fault; what is none has become a note by then."""
+LEVELS = {Standing.ORIGIN: "error", Standing.SYMPTOM: "warning", Standing.NOTE: "note"}
+"""The cause comes first, whatever its own severity: a symptom goes when that is mended."""
 
 
 def render(trial: Trial, diagnosis: Diagnosis, *, width: int = 80, color: bool = False) -> str:
@@ -40,7 +40,7 @@ def _log(trial: Trial, diagnosis: Diagnosis) -> dict[str, Any]:
     run = {
         "tool": {"driver": driver},
         "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": notes}],
-        "results": [_result(trial, finding, places) for finding in diagnosis.findings],
+        "results": [_result(trial, finding, standing, places) for finding, standing in diagnosis.standings],
         "properties": {"verdict": diagnosis.verdict.value, "confidence": diagnosis.confidence},
     }
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
@@ -62,12 +62,12 @@ def _notification(trial: Trial, missing: Missing) -> dict[str, Any]:
     return {"level": level, "message": {"text": text}, "descriptor": {"id": missing.code}}
 
 
-def _result(trial: Trial, finding: Finding, places: dict[str, int]) -> dict[str, Any]:
+def _result(trial: Trial, finding: Finding, standing: Standing, places: dict[str, int]) -> dict[str, Any]:
     place = {"ruleIndex": places[finding.code]} if finding.code in places else {}
     return {
         "ruleId": finding.code,
         **place,
-        "level": LEVELS[finding.severity],
+        "level": LEVELS[standing],
         "message": {"text": message(trial, finding)},
         "locations": [_location(finding)],
         "partialFingerprints": {"fanin/v1": _fingerprint(finding)},
