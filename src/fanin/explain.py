@@ -112,5 +112,7 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> UsageError:
         what,
         got=repr(name),
         expected="a code, as in FAN101, or a name",
-        next_step=f"did you mean {by_folded[close[0]]}?" if close else "run `fanin rules`, which lists them all",
+        next_step=f"did you mean {by_folded[close[0]]}?"
+        if close
+        else "run `fanin rules`, which lists them all",
     )

@@ -52,6 +52,7 @@ def test_a_finding_holds_all_that_is_known_of_it() -> None:
         "layer": "blocks.7.fc1",
         "layers": ["blocks.7.fc1"],
         "severity": "fault",
+        "standing": "origin",
         "scope": "layer",
         "step": 0,
         "quantity": "Var[out]/Var[in]",

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,6 +16,8 @@ from fanin.destination import format_of
 from fanin.finding import Diagnosis, Severity
 from fanin.reports import FORMATS, render, render_repair
 from fanin.reports.json import schema
+from fanin.reports.markdown import _code as as_code
+from fanin.reports.markdown import plain
 from fanin.trial import SourceLine, Trial
 from reports.deep import deep
 from reports.test_repair import REPAIR
@@ -224,10 +227,88 @@ def test_hostile_names_make_no_command_of_their_own() -> None:
 
 def test_markdown_says_verdict_reason_and_place() -> None:
     text = render("markdown", *CASES["cliff"]())
-    assert text.startswith("## POOR: FAN101 shrinking-signal at blocks.7.fc1 &#40;Linear 256-&#62;256&#41;\n")
+    assert text.startswith("## POOR: FAN101 shrinking-signal at blocks.7.fc1 (Linear 256->256)\n")
     assert "| fault | **FAN101** shrinking-signal |" in text
-    assert "<code>model.py&#58;41</code>" in text
-    assert "<summary>FAN101 shrinking-signal</summary>" in text
+    assert "| `model.py:41` |" in text
+    assert "What a code means: `fanin explain FAN101`, `fanin explain FAN201`" in text
+
+
+def test_markdown_names_the_command_for_a_page_and_leaves_the_page_out() -> None:
+    text = render("markdown", *deep(9, 1))
+    assert "`fanin explain FAN" in text
+    assert "When it is wrong" not in text
+    assert len(text) < 4000
+
+
+@every_case
+def test_markdown_of_ordinary_names_reads_without_entities(case: str) -> None:
+    if case != "hostile":
+        assert re.findall(r"&#\d+;", render("markdown", *CASES[case]())) == []
+
+
+ORDINARY = [
+    "blocks.0.fc_in.weight (Linear 256->256): fan_in = 3",
+    "log10(fan_in E[w^2] / gain^2) = -0.48, at most 10",
+    "Var[out]/Var[in] of conv.3x3",
+    "a 'quoted' \"word\", a + b - c! {x}",
+]
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_punctuation_stays_as_it_is(text: str) -> None:
+    assert plain(text) == text
+
+
+PIECES = [
+    *"\\`*_{}[]<>()#+!|~&@$:\"'-=.;/ a1",
+    "&lt;",
+    "](",
+    "<b>",
+    "![",
+    "**",
+    "__",
+    "``",
+    "www.",
+    "http://",
+    "a_b",
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_the_text_it_stays_text_within_its_cell(seed: int) -> None:
+    parser = (
+        pytest.importorskip("markdown_it", reason="rich brings it")
+        .MarkdownIt("commonmark", {"html": True})
+        .enable(["table", "strikethrough"])
+    )
+    random = Random(seed)
+    for _ in range(400):
+        text = "x" + "".join(random.choices(PIECES, k=random.randint(1, 12))) + "x"
+        page = f"| a | b |\n|---|---|\n| {plain(text)} | {as_code(text)} |\n"
+        cells = [token for token in parser.parse(page) if token.type == "inline"]
+        assert len(cells) == 4, text
+        assert {c.type for c in cells[2].children} <= {"text", "text_special"}, text
+        assert "".join(c.content for c in cells[2].children) == text
+        kinds = [c.type for c in cells[3].children]
+        shown = "".join(c.content for c in cells[3].children if c.type != "html_inline")
+        assert (shown, kinds.count("code_inline") + kinds.count("html_inline") / 2) == (text, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("@everyone", "&#64;everyone"),
+        ("#1", "&#35;1"),
+        ("$x$", "&#36;x&#36;"),
+        (":smile:", "&#58;smile:"),
+        ("http://e.example", "http&#58;//e.example"),
+        ("WWW.e.example", "WWW&#46;e.example"),
+        ("[x](y)", "[x]&#40;y)"),
+        ("_x_", "&#95;x_"),
+    ],
+)
+def test_what_means_something_to_github_is_written_as_an_entity(text: str, made: str) -> None:
+    assert plain(text) == made
 
 
 @pytest.mark.parametrize(
@@ -249,7 +330,7 @@ def test_hostile_names_make_no_markup(name: str) -> None:
 
 
 def test_markdown_with_a_repair_shows_the_code_to_paste() -> None:
-    assert "block.fc.weight.mul&#95;&#40;2.88&#41;" in render_repair("markdown", *CASES["cliff"](), REPAIR)
+    assert "block.fc.weight.mul_(2.88)" in render_repair("markdown", *CASES["cliff"](), REPAIR)
 
 
 # ── by the name of the file ─────────────────────────────────────────────────────────────────────────────────

@@ -1,12 +1,15 @@
 """The report as Markdown, for the summary page of a job: short above, everything else folded.
 
-Names and messages are somebody else's text. Every character that means something in Markdown or HTML is written as an
-entity, so that none of them can end a table, open a tag, or link anywhere.
+Names and messages are somebody else's text. What means something in Markdown or HTML where it stands is written as an
+entity, so that none of it can end a table, open a tag, or link anywhere; ordinary punctuation stays, so that the source
+reads well too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from html import escape as markup
 
 from fanin.change import Repair
 from fanin.finding import Diagnosis, Finding, Severity
@@ -17,8 +20,19 @@ from fanin.reports.repair import render as render_repair
 from fanin.reports.typeset import counted, escape, number
 from fanin.trial import Trial
 
-SPECIAL = frozenset("\\`*_{}[]<>()#+!|~&@$:\"'")
-"""Characters that mean something to Markdown, HTML, or to GitHub's dialect (mentions, issues, mathematics, emoji)."""
+SPECIAL = re.compile(
+    r"""[\\`*<&|~@$\#]         # escapes, code, emphasis, tags, entities, tables; GitHub: mentions, mathematics, issues
+      | (?<![^\W_])_           # emphasis, which none within a word or at its end can open (CommonMark 6.2)
+      | (?<=\])[(\[:]        # what makes a link of brackets
+      | :(?=//|[\w+-]+:)     # addresses, and GitHub's emoji
+      | (?<=www)\.           # an address to GitHub
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+"""Characters that mean something to CommonMark, HTML, or GitHub's dialect within a line, where they stand."""
+
+UNFIT = frozenset("`\\|")
+"""What code between backticks cannot hold, or not within a table."""
 
 LISTED = 30
 """Rows of the table of layers: those at fault first in line, and where there are more, the rest is only counted."""
@@ -40,18 +54,23 @@ def render_with(
 def plain(text: str) -> str:
     r"""Text that reads as it is, whatever it holds.
 
-    >>> print(plain("a|b <x> *c*"))
-    a&#124;b &#60;x&#62; &#42;c&#42;
+    >>> print(plain("Linear (3->4), fan_in = 3"), plain("a|b <x> *c*"))
+    Linear (3->4), fan_in = 3 a&#124;b &#60;x> &#42;c&#42;
     """
-    return "".join(f"&#{ord(c)};" if c in SPECIAL else c for c in escape(text))
+    return SPECIAL.sub(lambda found: f"&#{ord(found.group())};", escape(text))
 
 
 def _pre(text: str) -> str:
-    return "\n".join(plain(line) for line in text.splitlines())
+    """Lines within `<pre>`, which Markdown leaves alone up to its end: only HTML means something."""
+    return "\n".join(markup(escape(line), quote=False) for line in text.splitlines())
 
 
 def _code(text: str) -> str:
-    return f"<code>{plain(text)}</code>"
+    """A name as code; in HTML where backticks cannot hold it."""
+    shown = escape(text)
+    if not shown.strip() or shown != shown.strip() or UNFIT & set(shown):
+        return f"<code>{plain(text)}</code>"
+    return f"`{shown}`"
 
 
 def _lines(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
@@ -66,8 +85,8 @@ def _lines(trial: Trial, diagnosis: Diagnosis) -> Iterator[str]:
         yield f"\n**{missing.code}** {plain(outline.lack(trial, missing))}"
     layers = list(_layers(trial, diagnosis))
     yield from ["", *_folded(f"{counted(len(trial.spec.layers), 'layer')}", layers)] if layers else []
-    for code, name, page in outline.pages(diagnosis):
-        yield from ["", *_folded(f"{code} {name}", [page])]
+    if codes := outline.said(diagnosis):
+        yield f"\nWhat a code means: {', '.join(f'`fanin explain {code}`' for code in codes)}."
 
 
 def _prose(trial: Trial, diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
