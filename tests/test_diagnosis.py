@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from math import nan
 
 import numpy as np
+import pytest
 
 from fanin import judgement
 from fanin.cause import Cause
-from fanin.diagnosis import diagnose
+from fanin.diagnosis import _carried, diagnose
 from fanin.finding import Diagnosis, Scope, Severity, Verdict
+from fanin.propagation import stretch
+from fanin.reports import render
 from fanin.rules.poor_weight_initialization import PoorWeightInitialization
 from fanin.scheme import HE_NORMAL
 from fanin.synthetic import Init, constant, mlp, normal, scaled
-from fanin.trial import Trial
+from fanin.trial import Role, Trial
 
 DEEP = (64,) * 10 + (10,)
 
@@ -119,3 +123,93 @@ def test_a_suspect_alone_is_a_note_and_no_fault() -> None:
 
 def _both() -> tuple[Init, Init]:
     return normal(1e-3), scaled(HE_NORMAL)
+
+
+# ── what a healthy verdict says of the signal ───────────────────────────────────────────────────────────────
+
+
+def test_a_signal_that_shrinks_within_bounds_is_said_to_lose_with_the_bound() -> None:
+    found = diagnosed(mlp(DEEP, scaled(HE_NORMAL, 0.7)))
+    assert found.verdict is Verdict.HEALTHY
+    said = re.search(r"the signal loses (\d\.\d) decades .*; up to (\d\.\d) are no fault here", found.why)
+    assert said is not None
+    assert 0 < float(said[1]) < float(said[2])
+
+
+def test_one_that_grows_within_bounds_is_said_to_gain() -> None:
+    found = diagnosed(mlp(DEEP, scaled(HE_NORMAL, 1.3)))
+    assert found.verdict is Verdict.HEALTHY
+    assert re.search(r"the signal gains \d\.\d decades .*; up to \d+\.\d are no fault here", found.why)
+
+
+@pytest.mark.parametrize("factor", [0.7, 0.999, 1.0, 1.3])
+def test_no_sign_stands_before_the_decades(factor: float) -> None:
+    assert not re.search(r"[+-]\d", diagnosed(mlp(DEEP, scaled(HE_NORMAL, factor))).why)
+
+
+def test_a_signal_that_zeros_stop_is_told_in_words_and_not_as_minus_infinity() -> None:
+    trial = mlp(DEEP, steps=1)
+    path = stretch(trial)
+    assert path is not None
+    dark = replace(path, end=0.0)
+    zeros = replace(dark, links=(replace(path.links[0], gain_squared=0.0), *path.links[1:]))
+    for stopped, words in ((zeros, "has moved the zeros"), (dark, "nothing that varies with the input")):
+        said = _carried(trial, stopped)
+        assert words in said
+        assert "inf" not in said
+
+
+# ── the documented rule alone ───────────────────────────────────────────────────────────────────────────────
+
+
+def alone(trial: Trial) -> Diagnosis:
+    return diagnose(trial, judgement.run([PoorWeightInitialization()], trial))
+
+
+def of_function_calls() -> Trial:
+    """Activations that are functions and no modules: the model has no layer of their name."""
+    trial = mlp(init=normal(1e-2), steps=10, lr=1e-3)
+    moved = [
+        replace(
+            step,
+            observations=tuple(
+                replace(seen, layer="relu") if seen.role is Role.ACTIVATION_INPUT else seen
+                for seen in step.observations
+            ),
+        )
+        for step in trial.steps
+    ]
+    return replace(trial, steps=tuple(moved))
+
+
+def test_alone_the_documented_rule_heads_its_report_with_a_layer_that_the_report_shows() -> None:
+    trial = of_function_calls()
+    found = alone(trial)
+    assert [origin.finding.layer for origin in found.origins] == ["blocks.0.fc", "relu", ""]
+    head, *lines = render("terminal", trial, found).splitlines()
+    assert "at blocks.0.fc" in head
+    assert [line.split()[2] for line in lines if line.startswith(">>")] == ["blocks.0.fc"]
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "html"])
+def test_alone_it_says_each_check_once_as_a_reason(form: str) -> None:
+    if form == "html":
+        pytest.importorskip("altair", reason="needs the extra html")
+    trial = of_function_calls()
+    text = " ".join(render(form, trial, alone(trial)).split())
+    assert "..inf" not in text
+    assert "at least 0.001" in text
+    assert "IssuesFound: " not in text
+    assert "IssuesFound" in text
+
+
+def test_alone_and_undecided_it_says_what_is_missing_once_as_a_reason_and_once_as_a_gap() -> None:
+    trial = Trial(mlp().spec)
+    text = " ".join(render("terminal", trial, alone(trial)).split())
+    assert text.count("o activation input was seen") == 2
+    assert text.count("no weight gradient with a histogram was seen") == 1
+
+
+def test_beside_our_own_rules_it_still_gives_its_reasons() -> None:
+    trial = mlp(init=normal(1e-2), steps=10, lr=1e-3)
+    assert "IssuesFound: max/min variance" in " ".join(render("terminal", trial, diagnosed(trial)).split())

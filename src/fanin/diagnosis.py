@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import inf
 
 from fanin.cause import NON_FINITE
 from fanin.confidence import THIN, confidence
 from fanin.finding import Diagnosis, Finding, Missing, Origin, Scope, Severity, Verdict
 from fanin.halves import confirmed
 from fanin.judgement import Result
-from fanin.propagation import stretch
+from fanin.propagation import Stretch, stretch
 from fanin.race import Outcome
+from fanin.rules import growing_signal, shrinking_signal
 from fanin.trial import RECHECK, ModelSpec, Trial
 from fanin.trust import THIN_EVIDENCE, doubts
 
 DOCUMENTED = "FAN001"
 """The documented rule. Its answer is printed beside ours and decides only when it is asked alone."""
+
+LEAST_TOLD = 0.05
+"""Decades that one digit after the point shows as none."""
 
 
 def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
@@ -24,7 +29,7 @@ def diagnose(trial: Trial, results: Sequence[Result]) -> Diagnosis:
     documented = next((r for r in results if r.rule.code == DOCUMENTED), None)
     ours = [r for r in results if r is not documented]
     if not ours and documented is not None:
-        return _documented_alone(documented)
+        return _documented_alone(trial, documented)
     ours = [confirmed(trial, result) for result in ours]
     findings = [_settled(trial, f) for r in ours for f in r.findings]
     missing = tuple(_missing(trial, ours))
@@ -126,14 +131,18 @@ def _verdict_of(result: Result) -> Verdict:
     return Verdict.UNDECIDED if any(m.blocks for m in result.missing) else Verdict.HEALTHY
 
 
-def _documented_alone(result: Result) -> Diagnosis:
+def _documented_alone(trial: Trial, result: Result) -> Diagnosis:
+    """Its checks are of equal rank; first are those that name a layer of the model, which a report can show."""
     verdict = _verdict_of(result)
-    said = [f"{f.quantity} = {f.measured} (expected {f.expected}) at step {f.step}" for f in result.findings]
+    known = {layer.path for layer in trial.spec.layers}
+    findings = sorted(result.findings, key=lambda f: f.layer not in known)
+    said = [f"{f.quantity} = {f.measured} (expected {f.expected}) at step {f.step}" for f in findings]
+    lacks = [m.what for m in result.missing if m.blocks]
     return Diagnosis(
         verdict=verdict,
-        origins=tuple(Origin(f) for f in result.findings),
+        origins=tuple(Origin(f) for f in findings),
         missing=result.missing,
-        why="; ".join(said or [m.what for m in result.missing] or ["none of the documented checks fires"]),
+        why="; ".join(said or lacks[:1] or ["none of the documented checks fires"]),
         next_step=result.missing[0].settle if verdict is Verdict.UNDECIDED else "",
         documented=verdict,
         documented_findings=result.findings,
@@ -222,10 +231,27 @@ def _why(trial: Trial, verdict: Verdict, origins: Sequence[Origin], missing: Seq
         return (
             "parameters are sound; normalizations or other layers set the signal's scale anew up to the end"
         )
-    return (
-        f"parameters are sound, and the signal gains {path.decades:+.1f} decades of variance over the "
-        f"{len(path.links) + 1} layers that nothing normalizes"
-    )
+    return f"parameters are sound, and {_carried(trial, path)}"
+
+
+def _carried(trial: Trial, path: Stretch) -> str:
+    """What becomes of the signal on the way, and what of that the rules bear."""
+    if path.decades == -inf:
+        return _stopped(path)
+    way = f"over the {len(path.links) + 1} layers that nothing normalizes"
+    gone = abs(path.decades)
+    if gone < LEAST_TOLD:
+        return f"the signal keeps its variance {way}"
+    shrinks = path.decades < 0
+    borne = (shrinking_signal if shrinks else growing_signal).tolerated(trial, path)
+    bound = f"; up to {borne:.1f} are no fault here" if gone <= borne else ""
+    return f"the signal {'loses' if shrinks else 'gains'} {gone:.1f} decades of variance {way}{bound}"
+
+
+def _stopped(path: Stretch) -> str:
+    if any(link.excess == -inf for link in path.links):
+        return "nothing of the signal reaches the last layer until training has moved the zeros before it"
+    return "nothing that varies with the input reaches the last layer yet, which is no fault of the weights' scale"
 
 
 def _next_step(verdict: Verdict, origins: Sequence[Origin], missing: Sequence[Missing]) -> str:

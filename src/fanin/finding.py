@@ -162,6 +162,12 @@ class Diagnosis:
         return tuple(finding for finding, _ in self.standings)
 
     @property
+    def is_documented_rule(self) -> bool:
+        """Whether this is what the documented rule says, so that a report need not say it once more."""
+        said = {*self.documented_findings, *self.documented_missing}
+        return bool(said) and said == {*self.findings, *self.missing}
+
+    @property
     def standings(self) -> tuple[tuple[Finding, Standing], ...]:
         """All findings in the same order, with what the verdict makes of each."""
         found = [(note, Standing.NOTE) for note in self.notes]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import isinf
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,8 @@ class Interval:
 
     def __str__(self) -> str:
         low, high = f"{self.low:.3g}", f"{self.high:.3g}"
+        if isinf(self.low) != isinf(self.high):
+            return f"at least {low}" if isinf(self.high) else f"at most {high}"
         return low if low == high else f"{low}..{high}"
 
 

@@ -135,6 +135,7 @@ def documented(diagnosis: Diagnosis) -> str:
     reasons = [f"{evidence(finding)} at step {finding.step}" for finding in diagnosis.documented_findings]
     if diagnosis.documented is Verdict.UNDECIDED:
         reasons = [missing.what for missing in diagnosis.documented_missing]
+    reasons = [] if diagnosis.is_documented_rule else reasons
     return STATUS[diagnosis.documented] + (": " + "; ".join(reasons) if reasons else "")
 
 

@@ -180,7 +180,7 @@ def _other(finding: Finding, width: int) -> list[Text]:
     what = f"{finding.code} {finding.name} at "
     room = width - LABEL - len(what) - (cell_len(source) + 2 if source else 0)
     where = elide(escape(finding.layer) or "the model", max(room, 12))
-    why = f": {finding.cause.title}" if finding.cause else ""
+    why = f": {finding.cause.title if finding.cause else finding.quantity}"
     why = why if cell_len(where + why) <= room else ""
     return banner(label + Text(what + where + why), source, width)
 
@@ -226,6 +226,7 @@ def _documented(diagnosis: Diagnosis, width: int) -> Iterator[Text]:
     reasons = [_comparison(finding) for finding in diagnosis.documented_findings]
     if diagnosis.documented is Verdict.UNDECIDED:
         reasons = [missing.what for missing in diagnosis.documented_missing]
+    reasons = [] if diagnosis.is_documented_rule else reasons
     text = STATUS[diagnosis.documented] + (": " + "; ".join(reasons) if reasons else "")
     yield from paragraph("SageMaker's rule  ", text, width)
     yield from paragraph("why it differs    ", diagnosis.disagreement, width)

@@ -73,11 +73,11 @@ class GrowingSignal(Rule):
         path = stretch(trial)
         if path is None:
             return
-        tolerated = (TOLERATED if trial.adapts else TOLERATED_BY_SGD) + path.noise
-        if path.decades <= tolerated:
+        borne = tolerated(trial, path)
+        if path.decades <= borne:
             return
-        if path.excess >= tolerated / 2 and (not path.has_sums or _a_layer_stands_out(path)):
-            yield from gain_findings(self.code, self.name, path, +1, tolerated, Cause.GAIN_TOO_LARGE)
+        if path.excess >= borne / 2 and (not path.has_sums or _a_layer_stands_out(path)):
+            yield from gain_findings(self.code, self.name, path, +1, borne, Cause.GAIN_TOO_LARGE)
         else:
             yield Missing(
                 self.code,
@@ -103,6 +103,11 @@ class GrowingSignal(Rule):
         yield Example(
             "one layer 10^4 too large", lambda: synthetic.mlp(deep, overrides=cliff), ("blocks.3.fc",)
         )
+
+
+def tolerated(trial: Trial, path: Stretch) -> float:
+    """Decades of growth that are no fault."""
+    return (TOLERATED if trial.adapts else TOLERATED_BY_SGD) + path.noise
 
 
 def _a_layer_stands_out(path: Stretch) -> bool:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from fanin import synthetic
 from fanin.cause import Cause
 from fanin.finding import Finding, Missing, Severity
-from fanin.propagation import OFF, gain_findings, stretch
+from fanin.propagation import OFF, Stretch, gain_findings, stretch
 from fanin.rule import Example, Need, Rule
 from fanin.scheme import LECUN_NORMAL
 from fanin.trial import Role, Trial
@@ -95,13 +95,12 @@ class ShrinkingSignal(Rule):
         if path is not None and path.start <= 0:
             what = f"the input of {path.links[0].layer.path} is the same for the whole batch"
             yield Missing(self.code, what, "pass a batch of different examples")
-        tolerated = TOLERATED if trial.adapts else TOLERATED_BY_SGD + (path.noise if path else 0.0)
-        if path is None or path.start <= 0 or path.decades >= -tolerated:
+        if path is None or path.start <= 0 or path.decades >= -(borne := tolerated(trial, path)):
             return
         if any(link.excess == -inf for link in path.links):
             return  # a layer of zeros: deliberate, or FAN402's case
-        if path.excess <= -tolerated / 2:
-            found = gain_findings(self.code, self.name, path, -1, tolerated, Cause.GAIN_TOO_SMALL)
+        if path.excess <= -borne / 2:
+            found = gain_findings(self.code, self.name, path, -1, borne, Cause.GAIN_TOO_SMALL)
             few = trial.adapts and sum(link.excess < -OFF for link in path.links) < FEWEST
             yield from (replace(f, severity=Severity.NOTE) if few else f for f in found)
         elif path.decades < -LOST:
@@ -130,3 +129,8 @@ class ShrinkingSignal(Rule):
         yield Example(
             "std 1e-3 everywhere", lambda: synthetic.mlp(deep, synthetic.normal(1e-3)), ("blocks.0.fc",)
         )
+
+
+def tolerated(trial: Trial, path: Stretch) -> float:
+    """Decades of loss that are no fault."""
+    return TOLERATED if trial.adapts else TOLERATED_BY_SGD + path.noise
