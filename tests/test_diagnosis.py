@@ -189,6 +189,11 @@ def test_alone_the_documented_rule_heads_its_report_with_a_layer_that_the_report
     head, *lines = render("terminal", trial, found).splitlines()
     assert "at blocks.0.fc" in head
     assert [line.split()[2] for line in lines if line.startswith(">>")] == ["blocks.0.fc"]
+    also = [line.partition("FAN001 ")[2] for line in lines if line.startswith("also")]
+    assert also == [
+        "at relu: max/min variance of activation inputs",
+        "at the model: relative decrease of the loss over 5 steps",
+    ]
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "html"])

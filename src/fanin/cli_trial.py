@@ -171,7 +171,7 @@ def verify(uri: str) -> None:
 @click.argument("uri")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def rm(uri: str, yes: bool) -> None:
-    """Remove a trial that fanin wrote, after asking.
+    """Remove a trial that fanin wrote, after asking; without a terminal, where nobody can be asked, pass --yes.
 
     \b
     Examples:

@@ -14,7 +14,7 @@ from fanin.judgement import Result
 from fanin.propagation import Stretch, stretch
 from fanin.race import Outcome
 from fanin.rules import growing_signal, shrinking_signal
-from fanin.trial import RECHECK, ModelSpec, Trial
+from fanin.trial import RECHECK, ModelSpec, Role, Trial
 from fanin.trust import THIN_EVIDENCE, doubts
 
 DOCUMENTED = "FAN001"
@@ -132,10 +132,7 @@ def _verdict_of(result: Result) -> Verdict:
 
 
 def _documented_alone(trial: Trial, result: Result) -> Diagnosis:
-    """Its checks are of equal rank; first are those that name a layer of the model, which a report can show."""
-    verdict = _verdict_of(result)
-    known = {layer.path for layer in trial.spec.layers}
-    findings = sorted(result.findings, key=lambda f: f.layer not in known)
+    verdict, findings = _verdict_of(result), _shown_first(trial, result.findings)
     said = [f"{f.quantity} = {f.measured} (expected {f.expected}) at step {f.step}" for f in findings]
     lacks = [m.what for m in result.missing if m.blocks]
     return Diagnosis(
@@ -148,6 +145,14 @@ def _documented_alone(trial: Trial, result: Result) -> Diagnosis:
         documented_findings=result.findings,
         documented_missing=result.missing,
     )
+
+
+def _shown_first(trial: Trial, findings: Sequence[Finding]) -> list[Finding]:
+    """The documented checks are of equal rank; those at layers that a report shows come first. It shows the model's
+    layers, or activation inputs where nothing else of them was captured."""
+    known = {layer.path for layer in trial.spec.layers}
+    by_layer = any(step.of(Role.OUTPUT) for step in trial.steps)
+    return sorted(findings, key=lambda finding: by_layer and finding.layer not in known)
 
 
 # -- origin and symptom

@@ -177,7 +177,8 @@ def _other(finding: Finding, width: int) -> list[Text]:
     """One line where it fits: the cause is left out first, then the middle of the layer's name."""
     source = escape(str(finding.source)) if finding.source else ""
     label = Text("also".ljust(LABEL), style="bold")
-    what = f"{finding.code} {finding.name} at "
+    # Without a cause the name says nothing of what was found: the documented rule has three checks of one name.
+    what = f"{finding.code} {finding.name} at " if finding.cause else f"{finding.code} at "
     room = width - LABEL - len(what) - (cell_len(source) + 2 if source else 0)
     where = elide(escape(finding.layer) or "the model", max(room, 12))
     why = f": {finding.cause.title if finding.cause else finding.quantity}"
