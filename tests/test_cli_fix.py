@@ -91,3 +91,36 @@ def test_an_interrupt_leaves_the_verdict(place: str, monkeypatch: pytest.MonkeyP
     assert result.exit_code == 1
     assert "the verdict is without it" in result.stderr
     assert "POOR  FAN402" in result.stdout
+
+
+def test_options_of_a_repair_want_a_repair(place: str) -> None:
+    for option in (["--budget", "90s"], ["--force"]):
+        result = fixed(f"{place}:build", *option)
+        assert result.exit_code == 2
+        assert "--fix or --diff" in result.stderr
+
+
+def test_a_wrong_budget_is_refused_before_any_work(place: str) -> None:
+    result = fixed(f"{place}:nowhere", "--fix", "--budget", "much")
+    assert result.exit_code == 2
+    assert "this is no budget" in result.stderr, "not: there is no function of this name"
+
+
+def test_where_no_repair_can_be_had_the_verdict_stands(place: str) -> None:
+    result = fixed(f"{place}:trained", "--fix")
+    assert result.exit_code == 2, "what was asked for cannot be had"
+    assert "POOR  FAN402" in result.stdout
+    assert "no fresh initialization" in result.stderr
+    assert "--force" in result.stderr
+
+
+def test_check_and_repair_look_at_the_same_batches_of_a_generator(place: str) -> None:
+    text = MODULE + (
+        "def streamed():\n"
+        "    model, (x, y), loss = build()\n"
+        "    return model, ((x[i : i + 64], y[i : i + 64]) for i in (0, 64, 128, 192)), loss\n"
+    )
+    Path(place).write_text(text)
+    result = fixed(f"{place}:streamed", "--fix")
+    assert result.exit_code == 1
+    assert "the repair wins" in result.stdout

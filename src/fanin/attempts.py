@@ -10,16 +10,19 @@ from typing import Any
 from fanin import judgement, prescribe
 from fanin.adapters.base import Adapter, Treated
 from fanin.budget import Budget
-from fanin.change import Effect, Plan, Reach, Repair, Safety
-from fanin.errors import BatchError
+from fanin.change import Effect, Plan, Reach, Repair, Safety, Treatment
+from fanin.errors import FaninError
 from fanin.examine import Report, judge
 from fanin.finding import Diagnosis, Finding, Verdict
 from fanin.patch import Patch, patch
-from fanin.race import Outcome, Race, RaceOptions
+from fanin.race import EARLIEST, Outcome, Race, RaceOptions
 from fanin.trial import RECHECK, Trial
 
 DRAWS = 3
 """Draws of one plan that race where the first ends close: most of them must win."""
+
+KEPT = "what is at fault may not be drawn anew: it is frozen, tied to another or quantized"
+"""Why there is only advice, where the cause is in the initialization and nothing was tried."""
 
 LARGEST_FIRST_LOSS = 2.0
 """Of the re-draw's first loss, up to which a repair's is about the same: draws of one sound scheme differ by a few
@@ -91,10 +94,11 @@ class Work:
         discarded: list[Repair] = []
         for attempt in self._attempts(plans):
             made = self._repair(attempt)
-            if not made.changes or any(made.parameters == tried.parameters for tried in discarded):
+            if not made.changes or any(_done(made) == _done(tried) for tried in discarded):
                 continue  # the same again: what is reset may have been at its constant already
             made = self._proven(attempt, made) if prove else _unsafe(made, "it was not proven: prove=False")
             if made.proof is None and self._found_nothing(attempt):
+                discarded.append(made)  # nothing is known against the network, and nothing for it
                 break
             if made.proof is None or self._wins(attempt, made):
                 return self._result(attempt, made, discarded)
@@ -110,7 +114,7 @@ class Work:
         """With its races, or unsafe where there is none."""
         try:
             races = self._races(attempt)
-        except BatchError as error:
+        except FaninError as error:
             return _unsafe(made, f"it was not proven: {_said(error)}")
         if not races:
             return _unsafe(made, "it was not proven: the budget is spent")
@@ -160,7 +164,10 @@ class Work:
             if options is None:
                 break
             again = attempt if draw == 0 else self._attempt(attempt.plan, self._seed + draw)
-            races.append(self._race(again.repaired, options))
+            race = self._race(again.repaired, options)
+            if race.steps < EARLIEST:  # the time ended it before it could show anything
+                break
+            races.append(race)
             if draw == 0 and not races[0].is_close:
                 break
         return races
@@ -203,6 +210,10 @@ class Work:
         )
 
 
+def _done(made: Repair) -> tuple[tuple[str, Treatment], ...]:
+    return tuple((change.parameter, change.treatment) for change in made.changes)
+
+
 def _is_poor(made: Repair) -> bool:
     """Whether most races call the given network poor, and not merely behind."""
     poor = sum(race.outcome is Outcome.POOR for race in made.proofs)
@@ -226,14 +237,16 @@ def _is_cured(before: Report, after: Report) -> bool:
 def advised(report: Report) -> Repair | None:
     """Advice alone, where there is some."""
     advice = prescribe.advice(report.diagnosis)
-    return Repair(safety=Safety.ADVICE, advice=advice) if advice else None
+    causes = (origin.finding.cause for origin in report.diagnosis.origins)
+    kept = any(cause is not None and cause.is_initialization for cause in causes)
+    return Repair(safety=Safety.ADVICE, advice=advice, reasons=(KEPT,) if kept else ()) if advice else None
 
 
 def _unsafe(made: Repair, reason: str) -> Repair:
     return replace(made, safety=Safety.UNSAFE, reasons=(*made.reasons, reason))
 
 
-def _said(error: BatchError) -> str:
+def _said(error: FaninError) -> str:
     return f"{error.what} ({error.got})" if error.got else error.what
 
 

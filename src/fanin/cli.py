@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import datetime
 from functools import partial, wraps
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -159,7 +160,9 @@ def main() -> None:
 )
 @click.option("--diff", is_flag=True, help="As --fix, and show the repair as a change of your files.")
 @click.option(
-    "--budget", metavar="N|TIME", help="Most passes (500) or time (90s, 5m) of the proof that --fix takes."
+    "--budget",
+    metavar="N|TIME",
+    help="Most passes (a number) or time (90s, 5m) of the proof that --fix takes.  [default: three whole races]",
 )
 @click.option("--force", is_flag=True, help="Propose a repair for a model that was trained or loaded too.")
 @_fail_on
@@ -194,18 +197,31 @@ def check(
     The model and your files are never changed. For --race and --fix the batch is a DataLoader, a list of batches, or
     one batch of 64 examples or more.
     """
+    from fanin.budget import Budget
     from fanin.examine import check as examine
+    from fanin.race import MOST
     from fanin.target import load_target
 
+    if (budget is not None or force) and not (fix or diff):
+        raise click.UsageError(
+            "--budget and --force are for --fix or --diff; add one of them, or leave them out."
+        )
+    Budget.of(budget)  # refused now, and not after the check
     with redirect_stdout(sys.stderr):  # what their code prints is not the result
         given = load_target(target)
+        if isinstance(given.batch, Iterator):  # check, repair and race look at the same batches
+            given = replace(given, batch=list(islice(given.batch, MOST)))
         report = examine(*given, optimizer=given.optimizer)
-        if race:
-            report = _raced(report, given)
-        fixed = _fixed(report, given, budget, force) if fix or diff else None
+        fixed, refused = None, None
+        try:
+            report = _raced(report, given) if race else report
+            fixed = _fixed(report, given, budget, force) if fix or diff else None
+        except FaninError as error:  # the verdict stands all the same
+            refused = error
     if fixed is not None:
         return _show_fixed(fixed, diff, fail_on, form, color, path)
-    return _show(report, fail_on, form, color, path)
+    code = _show(report, fail_on, form, color, path)
+    return fail(refused) if refused is not None else code
 
 
 def _fixed(report: Report, given: Target, budget: str | None, force: bool) -> RepairReport | None:

@@ -84,18 +84,18 @@ def whole(trial: Trial) -> Plan:
     return _everything(trial, Diagnosis(Verdict.UNDECIDED))
 
 
-def named(trial: Trial, layers: Sequence[str]) -> Plan:
+def named(trial: Trial, layers: Sequence[str] | str) -> Plan:
     """The parameters of these layers, modules or parameters, whatever they hold.
 
     Args:
         trial: Of the model.
-        layers: Paths; a module's stands for all layers within it.
+        layers: Paths, or one; a module's stands for all layers within it.
 
     Raises:
         UsageError: There is none of this name.
     """
     treatments: dict[str, Treatment] = {}
-    for name in layers:
+    for name in [layers] if isinstance(layers, str) else layers:
         found = [
             layer.parameter_path(p) if p.tied_to is None else p.tied_to
             for layer in trial.spec.layers

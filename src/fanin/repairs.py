@@ -19,8 +19,14 @@ from fanin.change import Plan, Reach, Repair, Safety
 from fanin.errors import UsageError
 from fanin.examine import Report, built, check
 from fanin.finding import Verdict
+from fanin.measures import has_learned, uninformed_loss
 from fanin.race import MOST
-from fanin.trial import Trial
+from fanin.trial import Step, Trial
+
+NAMED_ALL_THE_SAME = (
+    "build the model anew; or name layers, and have them drawn whatever they hold: "
+    "fanin.repair(..., layers=[...], prove=False, force=True, apply=True)"
+)
 
 
 @dataclass(slots=True)
@@ -107,7 +113,7 @@ def repair(
     apply: bool = False,
     prove: bool = True,
     optimizer: Any = None,
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str] | str | None = None,
     budget: int | str | None = None,
     seed: int = 0,
     force: bool = False,
@@ -125,8 +131,10 @@ def repair(
         model, batch, loss_fn, optimizer: As `fanin.check` takes them. The proof needs several batches, or a large one.
         apply: Write the repair into the model, if it is safe; `.undo()` takes it back.
         prove: Whether to let it race. Without a proof no repair is safe.
-        layers: Names of layers or modules to be drawn anew, whatever the diagnosis says; frozen ones too.
-        budget: Most of the proof's forward and backward passes (500), or its time ("90s").
+        layers: Names of layers or modules, or one, to be drawn anew whatever the diagnosis says, frozen ones too. They
+            must win their race all the same, unless `prove=False`.
+        budget: Most of the proof's forward and backward passes (500, say; by default what three whole races take), or
+            its time ("90s").
         seed: Of the draw: equal seeds give equal values.
         force: Repair a model that was trained or loaded, too, and apply what is not safe.
         on_progress: See `Progress`.
@@ -170,7 +178,7 @@ def repaired(
     apply: bool = False,
     prove: bool = True,
     optimizer: Any = None,
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str] | str | None = None,
     budget: int | str | None = None,
     seed: int = 0,
     force: bool = False,
@@ -180,7 +188,7 @@ def repaired(
     began, spent = monotonic(), Budget.of(budget)
     say = on_progress or (lambda *_: None)
     model, adapter = built(model)
-    doubts = _require_fresh(adapter, model, optimizer, force)
+    doubts = _require_fresh(adapter, model, optimizer, force, report.trial)
     found = _plans(report, layers, prove)
     work = Work(adapter, model, batch, loss_fn, optimizer, report, doubts, seed, say, spent)
     tried = work.proposed(found, prove) if found else Tried(report, advised(report))
@@ -205,7 +213,7 @@ def initialize(
     Args:
         model: Written in place.
         batch: As `fanin.check` takes it; inputs alone will do.
-        loss_fn: As `fanin.check` takes it; it only tells inputs from targets.
+        loss_fn: As `fanin.check` takes it. With targets it shows a model that has learned, which is refused.
         seed: Equal seeds give equal bits, whatever the global random state.
 
     Returns:
@@ -213,19 +221,20 @@ def initialize(
 
     Raises:
         BatchError: The model cannot run the batch.
-        UsageError: The model has been trained or loaded, or is of no known framework, or lazy.
+        UsageError: The model has been trained or loaded, or is of no known framework, or lazy. Without targets that
+            shows only in what was written to it: weights that were copied, or loaded into it elsewhere, look fresh.
     """
     began = monotonic()
     batch = list(islice(batch, 1)) if isinstance(batch, Iterator) else batch
     model, adapter = built(model)
     if doubts := adapter.history(model):
-        raise _trained(
-            doubts, "build the model anew, or name layers: fanin.repair(..., layers=[...], force=True)"
-        )
+        raise _trained(doubts, NAMED_ALL_THE_SAME)
     batch = _agreed(adapter, model, batch, Budget.of(None))
     trial = adapter.trace(model, batch, loss_fn)
     repaired, _ = adapter.copy(model)
     treated = adapter.treat(repaired, batch, loss_fn, trial.spec, prescribe.whole(trial), seed)
+    if trial.start is not None and (doubts := _learned(trial.start, treated.loss)):
+        raise _trained(doubts, NAMED_ALL_THE_SAME)
     adapter.adopt(model, repaired, [change.parameter for change in treated.changes])
     return Repair(
         treated.changes,
@@ -238,16 +247,35 @@ def initialize(
     )
 
 
-def _require_fresh(adapter: Adapter, model: Any, optimizer: Any, force: bool) -> tuple[str, ...]:
+def _require_fresh(
+    adapter: Adapter, model: Any, optimizer: Any, force: bool, seen: Trial | None = None
+) -> tuple[str, ...]:
     """What shows that the model is not fresh, where that is forced.
+
+    Args:
+        adapter, model, optimizer, force: As in `repair`.
+        seen: What a check of it saw, once there is one.
 
     Raises:
         UsageError: It is not, and nobody forces it.
     """
     doubts = adapter.history(model, optimizer)
+    if seen is not None and seen.start is not None and seen.reference is not None:
+        doubts = (*doubts, *_learned(seen.start, seen.reference.loss))
     if doubts and not force:
         raise _trained(doubts)
     return doubts
+
+
+def _learned(start: Step, sound: float) -> tuple[str, ...]:
+    """What its first loss says: weights that were loaded or copied look fresh otherwise."""
+    if not has_learned(start, sound):
+        return ()
+    guess = uninformed_loss(start)
+    return (
+        f"its loss is {start.loss:.3g}, where always answering the same costs {guess:.3g} and soundly drawn weights "
+        f"{sound:.3g}: it has learned",
+    )
 
 
 def _agreed(adapter: Adapter, model: Any, batch: Any, budget: Budget) -> Any:
@@ -269,7 +297,7 @@ def _agreed(adapter: Adapter, model: Any, batch: Any, budget: Budget) -> Any:
     return adapter.shared(model, batch)
 
 
-def _plans(report: Report, layers: Sequence[str] | None, prove: bool) -> tuple[Plan, ...]:
+def _plans(report: Report, layers: Sequence[str] | str | None, prove: bool) -> tuple[Plan, ...]:
     """What to try. Where no cause is known, only a race can tell whether anything helps."""
     if layers is not None:
         return (prescribe.named(report.trial, layers),)
@@ -291,5 +319,5 @@ def _trained(doubts: Sequence[str], next_step: str = "") -> UsageError:
         "this model is no fresh initialization, and a repair would destroy what it has learned",
         got="; ".join(doubts),
         expected="a model before its first training step, and an optimizer without state",
-        next_step=next_step or "build the model anew and repair that, or pass force=True",
+        next_step=next_step or "build the model anew and repair that, or force it: force=True, or --force",
     )

@@ -88,12 +88,19 @@ def test_the_diff_is_shown_where_it_is_asked_for() -> None:
     assert "x.py:3: insert the code" in text
 
 
+UNPROVEN = replace(REPAIR, proof=None, repeats=(), safety=Safety.UNSAFE, reasons=("the budget is spent",))
+
+
 @pytest.mark.parametrize(
     ("repair", "discarded", "said"),
     [
         (None, (), "none: there is nothing to repair"),
         (None, (REPAIR,), "none: what was tried did not win"),
         (Repair(advice=("standardize the inputs",)), (), "none: the cause is not in the initialization"),
+        (Repair(advice=("normalize",)), (REPAIR,), "none: what was tried did not win"),
+        (Repair(advice=("normalize",), reasons=("it is frozen",)), (), "none: it is frozen"),
+        (None, (UNPROVEN,), "none: no fault was found, and no race has confirmed it"),
+        (None, (UNPROVEN,), "(5 parameters): the budget is spent"),
         (
             replace(REPAIR, safety=Safety.UNSAFE, reasons=("it was not proven",)),
             (),

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import nan
 from typing import Any, Literal, Protocol
 
 from fanin.change import Change, Plan
@@ -65,11 +66,13 @@ class Treated:
         changes: One for each parameter whose values are others now, in forward order.
         code: Plain initialization code that does the same to a model called `model`.
         calls: By a parameter's full name the one call that draws it soundly.
+        loss: Of the batch with the new weights; nan where it cannot be had.
     """
 
     changes: tuple[Change, ...]
     code: str
     calls: Mapping[str, Call]
+    loss: float = nan
 
 
 class Adapter(ABC):
@@ -141,7 +144,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def trace(self, model: Any, batch: Any, loss_fn: Any) -> Trial:
-        """One forward pass, without a loss, as a trial that holds the parameters; leaves no trace.
+        """One forward pass as a trial that holds the parameters, and the loss where it can be had; leaves no trace.
 
         Raises:
             BatchError: The model cannot run the batch.

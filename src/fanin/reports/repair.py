@@ -75,9 +75,13 @@ def _lines(
 
 def _head(repair: Repair | None, discarded: Sequence[Repair], applied: bool, width: int) -> list[Text]:
     if repair is None or not repair.changes:
-        why = "what was tried did not win" if discarded else "there is nothing to repair"
-        if repair is not None:
-            why = "the cause is not in the initialization"
+        why = "there is nothing to repair"
+        if any(tried.proofs for tried in discarded):
+            why = "what was tried did not win"
+        elif discarded:
+            why = "no fault was found, and no race has confirmed it"
+        elif repair is not None:
+            why = repair.reasons[0] if repair.reasons else "the cause is not in the initialization"
         return [Text("REPAIR", style="bold") + Text(f"  none: {why}")]
     word = Text("REPAIR", style="bold") + Text("  ") + Text(repair.safety.value, style=STYLES[repair.safety])
     layers = len({change.parameter.rpartition(".")[0] for change in repair.changes})
@@ -169,7 +173,7 @@ def _race(race: Race) -> str:
 
 
 def _tried(repair: Repair) -> str:
-    races = "; ".join(_race(race) for race in repair.proofs)
+    races = "; ".join([_race(race) for race in repair.proofs] or repair.reasons)
     return f"{REACHES[repair.reach.value]} ({counted(len(repair.changes), 'parameter')}): {races}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
+from math import nan
 from typing import Any
 
 import torch
@@ -131,6 +132,11 @@ def require_same_device(model: nn.Module, values: Any) -> None:
             )
 
 
+def detached(output: Any) -> Any:
+    """The output without what it was computed from, where that is plain to do."""
+    return output.detach() if isinstance(output, Tensor) else output
+
+
 def loss_of(output: Any, target: Any, loss_fn: Callable[[Any, Any], Any] | None) -> Tensor:
     """The loss: computed, or the model's own where there is no function.
 
@@ -147,6 +153,15 @@ def loss_of(output: Any, target: Any, loss_fn: Callable[[Any, Any], Any] | None)
             next_step="reduce it, for example with reduction='mean' or .mean()",
         )
     return loss
+
+
+def loss_if_any(output: Any, target: Any, loss_fn: Callable[[Any, Any], Any] | None) -> float:
+    """The loss; nan where it cannot be computed, as where inputs came without targets."""
+    try:
+        with torch.no_grad():
+            return float(loss_of(output, target, loss_fn))
+    except LossError:
+        return nan
 
 
 def _own_loss(output: Any) -> Any:

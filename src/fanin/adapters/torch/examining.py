@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from fanin.adapters.base import WatchPlan
 from fanin.adapters.torch.batches import (
     batches,
+    detached,
     examples_in,
     has_positions,
+    loss_if_any,
     loss_of,
     one_line,
     part,
@@ -28,7 +30,7 @@ from fanin.adapters.torch.looks import beside, optimizer_for, reference_step, up
 from fanin.adapters.torch.restore import COPY_LIMIT, beside_untouched, can_be_changed, untouched
 from fanin.adapters.torch.statistics import summarize
 from fanin.adapters.torch.watching import TorchWatching
-from fanin.errors import BatchError, LossError
+from fanin.errors import BatchError, LossError, UsageError
 from fanin.measures import head
 from fanin.rule import Need
 from fanin.trial import RECHECK, ModelSpec, Observation, Role, Step, Trial
@@ -56,6 +58,7 @@ def examine(
 ) -> Trial:
     """See `fanin.adapters.base.Adapter.examine`."""
     plain = uncompiled(model)
+    _require_gradients(plain)
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -75,6 +78,7 @@ def examine(
 def trace(model: nn.Module, batch: Any, loss_fn: Any) -> Trial:
     """See `fanin.adapters.base.Adapter.trace`."""
     plain = uncompiled(model)
+    _require_gradients(plain)
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -83,17 +87,35 @@ def trace(model: nn.Module, batch: Any, loss_fn: Any) -> Trial:
         run_eagerly(plain),
     ):
         put_in_train_mode(plain)
-        args, kwargs, _ = parts(batches(batch, 1)[0], loss_fn)
+        args, kwargs, target = parts(batches(batch, 1)[0], loss_fn)
         require_examples((args, kwargs))
         require_same_device(plain, (args, kwargs))
         plan = WatchPlan(frozenset(), 1, lambda *_: None, on_error="raise")
         watching = TorchWatching(plain, plan, runs_eagerly=CAN_RUN_EAGERLY)
         try:
-            _run(plain, watching, args, kwargs)
+            output = detached(_run(plain, watching, args, kwargs))
             spec = watching.spec
         finally:
             watching.detach()
-        return Trial(spec, (Step(0, observations=tuple(_parameters_seen(plain, spec))),))
+        seen = (*_parameters_seen(plain, spec), *_beside(plain, spec, output, target, loss_fn))
+        return Trial(spec, (Step(0, losses={0: loss_if_any(output, target, loss_fn)}, observations=seen),))
+
+
+def _require_gradients(model: nn.Module) -> None:
+    """That its parameters can be trained at all.
+
+    Raises:
+        UsageError: One was made under inference_mode.
+    """
+    for name, parameter in model.named_parameters():
+        if not nn.parameter.is_lazy(parameter) and parameter.is_inference():
+            raise UsageError(
+                "the model was made under torch.inference_mode, and no gradient can be had of it",
+                where=name,
+                got="an inference tensor",
+                expected="parameters that can be trained",
+                next_step="build the model outside of inference_mode",
+            )
 
 
 def _parameters_seen(model: nn.Module, spec: ModelSpec) -> Iterator[Observation]:
@@ -204,7 +226,7 @@ class Looking:
         watching.loss(loss)
         _differentiate(loss, watching)
         if self._parts is None:
-            self._parts, self._output = (args, kwargs, target), _detached(output)
+            self._parts, self._output = (args, kwargs, target), detached(output)
 
     def _watched(
         self, steps: int, take: Callable[[TorchWatching], None]
@@ -232,11 +254,7 @@ class Looking:
     def _beside(self, spec: ModelSpec) -> Iterable[Observation]:
         if self._parts is None or not any(n.role is Role.UNINFORMED_LOSS for n in self._needs):
             return ()
-        last = head(spec)
-        module = module_at(self.model, last.path) if last else None
-        tensor = next(tensors_in(self._output), None)
-        axis = output_axis(module, tensor) if module is not None and tensor is not None else None
-        return beside(self._output, self._parts[2], self._loss_fn, axis)
+        return _beside(self.model, spec, self._output, self._parts[2], self._loss_fn)
 
     def _weights(self) -> dict[str, tuple[str, Tensor, Tensor]]:
         return {
@@ -246,9 +264,14 @@ class Looking:
         }
 
 
-def _detached(output: Any) -> Any:
-    """The output without what it was computed from, where that is plain to do."""
-    return output.detach() if isinstance(output, Tensor) else output
+def _beside(
+    model: nn.Module, spec: ModelSpec, output: Any, target: Any, loss_fn: Any
+) -> Iterable[Observation]:
+    last = head(spec)
+    module = module_at(model, last.path) if last else None
+    tensor = next(tensors_in(output), None)
+    axis = output_axis(module, tensor) if module is not None and tensor is not None else None
+    return beside(output, target, loss_fn, axis)
 
 
 def run_eagerly(model: nn.Module) -> AbstractContextManager[Any]:

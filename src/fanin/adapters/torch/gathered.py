@@ -144,12 +144,11 @@ def put(tensor: Tensor, values: Tensor) -> None:
 
 def kept(tensor: Tensor) -> Callable[[], None]:
     """What puts a tensor's values of now back, bit for bit; of a shard those that are here."""
-    here = local(tensor.detach())
-    before = here.clone()
+    before = local(tensor.detach()).clone()
 
     def restore() -> None:
         with torch.no_grad():
-            here.copy_(before)
+            local(tensor.detach()).copy_(before)  # asked anew: the model may have been moved or cast since
 
     return restore
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from fanin import measures
-from fanin.adapters.torch.batches import TARGET_NAMES, batches, parts
+from fanin.adapters.torch.batches import TARGET_NAMES, batches, detached, parts
 from fanin.adapters.torch.describe import output_axis, tensors_in, uncompiled
 from fanin.adapters.torch.examining import run_eagerly
 from fanin.adapters.torch.redraw import redraw
@@ -113,8 +113,7 @@ class _Course:
         buffers = {name: b.detach().clone() for name, b in self._reference.named_buffers()}
 
         def run() -> Any:
-            with torch.no_grad():
-                return self._reference(*args, **kwargs)
+            return detached(self._reference(*args, **kwargs))
 
         seed_everything(self._seed)
         try:

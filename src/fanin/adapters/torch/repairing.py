@@ -6,6 +6,7 @@ What a repair writes is decided on a copy; the user's own model gets the copy's 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite, nan, sqrt
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fanin.adapters.base import Treated
-from fanin.adapters.torch.batches import batches, parts
-from fanin.adapters.torch.describe import uncompiled
+from fanin.adapters.torch.batches import batches, detached, loss_if_any, parts
+from fanin.adapters.torch.describe import tensors_in, uncompiled
 from fanin.adapters.torch.drawing import Drawing, is_plain
 from fanin.adapters.torch.examining import put_in_train_mode, run_eagerly
 from fanin.adapters.torch.gathered import is_sharded, kept, put, whole
@@ -49,13 +50,14 @@ def copied(model: nn.Module, optimizer: Any = None) -> tuple[nn.Module, Any]:
     return other, mapped(optimizer, plain, other) if own else optimizer
 
 
+@torch.inference_mode(False)
 def treat(model: nn.Module, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Plan, seed: int) -> Treated:
     """Carry out a plan, in place, with one forward pass. Nothing but parameters changes, and after an exception not
     even those: buffers, modes, gradients, hooks and random state stay as they are.
 
     Args:
         model: Written in place; it holds no lazy parameters.
-        batch, loss_fn: As `fanin.check` takes them; the loss is not computed.
+        batch, loss_fn: As `fanin.check` takes them; inputs alone will do.
         spec: Of this model, from a pass.
         plan: What to do.
         seed: Of the draw; the random state of the process has no part in it.
@@ -66,32 +68,44 @@ def treat(model: nn.Module, batch: Any, loss_fn: Any, spec: ModelSpec, plan: Pla
     """
     plain = uncompiled(model)
     _require_written(plain)
-    args, kwargs, _ = parts(batches(batch, 1)[0], loss_fn)
+    with untouched(plain, parameters=False), beside_untouched(plain, loss_fn, batch):
+        args, kwargs, target = parts(batches(batch, 1)[0], loss_fn)  # a loader draws its order
+    _require_numbers((args, kwargs))
     before = {name: p.detach().clone() for name, p in plain.named_parameters() if is_plain(p)}
     drawing = Drawing(plain, spec, torch.Generator().manual_seed(seed))
 
-    def run() -> None:
+    def run() -> Any:
         seed_everything(seed)
-        with torch.no_grad():
-            plain(*args, **kwargs)
+        with torch.enable_grad():  # some networks differentiate in their forward pass
+            return detached(plain(*args, **kwargs))
 
     try:
         with (
-            torch.inference_mode(False),
             untouched(plain, parameters=False),
             beside_untouched(plain, loss_fn, batch),
             run_eagerly(plain),
         ):
             put_in_train_mode(plain)
             drawing.follow(plan)
-            scale(plain, spec, drawing, run)
+            loss = loss_if_any(scale(plain, spec, drawing, run), target, loss_fn)
     except Exception as error:
         _put_back(plain, before)
         raise _not_run(error) from error
     except BaseException:
         _put_back(plain, before)
         raise
-    return _accounted(plain, spec, before, drawing.recipes)
+    return replace(_accounted(plain, spec, before, drawing.recipes), loss=loss)
+
+
+def _require_numbers(given: Any) -> None:
+    for tensor in tensors_in(given, depth=5):
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise BatchError(
+                "the batch holds NaN, and no scale can be measured with it",
+                got=f"{int(tensor.isnan().sum())} of {tensor.numel()} values of a tensor of shape {list(tensor.shape)}",
+                expected="numbers",
+                next_step="look for the missing or invalid values in the data; the model is as it was",
+            )
 
 
 def _put_back(model: nn.Module, before: Mapping[str, Tensor]) -> None:

@@ -7,14 +7,15 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
+from inspect import Parameter, signature
 from math import isfinite, nan
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fanin.adapters.torch.batches import examples_in, loss_of, part, parts
+from fanin.adapters.torch.batches import examples_in, loss_of, one_line, part, parts
 from fanin.adapters.torch.examining import put_in_train_mode
 from fanin.errors import BatchError, UsageError
 
@@ -41,20 +42,48 @@ class Twin:
         self.model = model
         self.optimizer = optimizer
         self.losses: list[float] = []
+        closure = signature(optimizer.step).parameters.get("closure")
+        self._takes_closure = closure is not None and closure.default is Parameter.empty
 
     def step(self, batch: Any, loss_fn: Any) -> None:
         """One forward pass, backward pass and update; none once the loss is no longer finite."""
         if self.losses and not isfinite(self.losses[-1]):
             self.losses.append(nan)
             return
-        args, kwargs, target = parts(batch, loss_fn)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(self.model(*args, **kwargs), target, loss_fn)
-        value = float(loss.detach())
+        value = (
+            float(self._loss(batch, loss_fn).detach()) if self._takes_closure else self._plain(batch, loss_fn)
+        )
         self.losses.append(value if isfinite(value) else nan)
+        if self._takes_closure and isfinite(value):
+            self.optimizer.step(lambda: self._differentiated(batch, loss_fn))
+
+    def _plain(self, batch: Any, loss_fn: Any) -> float:
+        loss = self._loss(batch, loss_fn)
+        value = float(loss.detach())
         if isfinite(value):
             loss.backward()
             self.optimizer.step()
+        return value
+
+    def _differentiated(self, batch: Any, loss_fn: Any) -> float:
+        """What LBFGS evaluates as often as it likes within one step."""
+        loss = self._loss(batch, loss_fn)
+        loss.backward()
+        return float(loss.detach())
+
+    def _loss(self, batch: Any, loss_fn: Any) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        args, kwargs, target = parts(batch, loss_fn)
+        try:
+            output = self.model(*args, **kwargs)
+        except Exception as error:
+            raise BatchError(
+                "the model does not run one of the batches",
+                got=f"{type(error).__name__}: {one_line(error)}",
+                expected="batches that training could use",
+                next_step="leave out what is too small for it: DataLoader(..., drop_last=True)",
+            ) from error
+        return loss_of(output, target, loss_fn)
 
 
 def duplicate(model: nn.Module, purpose: str = "a race trains copies") -> nn.Module:
@@ -64,7 +93,8 @@ def duplicate(model: nn.Module, purpose: str = "a race trains copies") -> nn.Mod
         UsageError: It cannot be copied.
     """
     try:
-        return deepcopy(model)
+        with torch.inference_mode(False):  # what is made under it can never be trained
+            return deepcopy(model)
     except Exception as error:
         raise UsageError(
             f"the model cannot be copied, and {purpose}",
