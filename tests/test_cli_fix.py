@@ -124,3 +124,11 @@ def test_check_and_repair_look_at_the_same_batches_of_a_generator(place: str) ->
     result = fixed(f"{place}:streamed", "--fix")
     assert result.exit_code == 1
     assert "the repair wins" in result.stdout
+
+
+def test_where_the_report_goes_to_a_file_the_verdict_is_said(place: str, tmp_path: Path) -> None:
+    result = fixed(f"{place}:build", "--fix", "-o", str(tmp_path / "fix.md"))
+    assert result.exit_code == 1
+    assert "POOR  FAN402" in result.stderr
+    assert f"report {tmp_path / 'fix.md'}" in result.stderr
+    assert "REPAIR" in (tmp_path / "fix.md").read_text()

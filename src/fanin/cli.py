@@ -257,10 +257,11 @@ def _repairing(bar: Progress, task: TaskID, phase: str, done: int, planned: int)
 def _show_fixed(
     fixed: RepairReport, diff: bool, fail_on: str, form: str | None, color: bool | None, path: str | None
 ) -> int:
-    from fanin.output import Output
+    from fanin.output import Output, verdict_line
 
     out = Output(form, color, path)
-    out.write(fixed.render(out.form, diff=diff, width=out.width, color=out.colored))
+    text = fixed.render(out.form, diff=diff, width=out.width, color=out.colored)
+    out.write(text, verdict_line(fixed.report.trial, fixed.report.diagnosis))
     return EXITS[fail_on][fixed.verdict.value]
 
 

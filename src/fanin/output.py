@@ -47,7 +47,7 @@ class Output:
     def show(self, trial: Trial, diagnosis: Diagnosis) -> None:
         """Write a report."""
         text = render(self.form, trial, diagnosis, width=self.width, color=self.colored)
-        self.write(text, f"{diagnosis.verdict.upper()}  {escape(headline(trial, diagnosis))}")
+        self.write(text, verdict_line(trial, diagnosis))
 
     def write(self, text: str, verdict: str = "") -> None:
         """Write text and a line break; where it goes to a file, say the verdict and where it is, on stderr.
@@ -135,3 +135,8 @@ def encodable(text: str, stream: TextIO) -> str:
     """Text with whatever the stream's encoding lacks replaced by `?`."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
+
+
+def verdict_line(trial: Trial, diagnosis: Diagnosis) -> str:
+    """The verdict in one line, for a terminal that does not get the report."""
+    return f"{diagnosis.verdict.upper()}  {escape(headline(trial, diagnosis))}"

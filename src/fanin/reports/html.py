@@ -201,7 +201,7 @@ def _captions(shown: Figures) -> dict[str, str]:
         "variance": f"{where}{band}",
         "comparison": "The same layers as given and repaired, on the same axes; diamonds are what the repair changes.",
         "gradient": "A layer that stands out from its neighbours is the one whose own scale is off.",
-        "heat": "White is as expected, blue too small, red too large; grey was not watched.",
+        "heat": "Blue is too small, red too large, what is as expected has no colour; grey was not watched.",
         "ranks": "One dot for each rank; lines span the smallest to the largest.",
         "loss": "A small change says little; no change at all says much.",
     }

@@ -24,7 +24,8 @@ GAPPED = 200
 
 
 def draw(shown: Figures) -> alt.LayerChart:
-    """White is as expected, blue too small, red too large; crossed out what is not finite."""
+    """White (on a dark page the page itself) is as expected, blue too small, red too large; crossed out what is not
+    finite."""
     count = shown.count
     steps = sorted({cell.step for cell in shown.cells})
     height = max(ROW * len(steps), ROW)
