@@ -30,30 +30,15 @@ from fanin.capture import Watch, watch
 from fanin.errors import StoreError, TrialExistsError, UsageError
 from fanin.examine import load_trial
 from fanin.judgement import load_rules
-from fanin.rule import Need, Rule
+from fanin.rule import Need
 from fanin.stores.memory import MemoryStore
-from fanin.summary import TensorSummary, summarize
-from fanin.trial import RECHECK, Role, Step, Trial
+from fanin.summary import summarize
+from fanin.trial import RECHECK, Role
+from ways.nets import Everything, hooks_on, losses, observe, of, sgd
 
 ORIGINAL_BACKWARD = torch.autograd.backward
 INPUTS, CLASSES = 6, 3
 LossFn = Callable[[Tensor, Tensor], Tensor]
-
-
-class Everything(Rule):
-    """Asks for every role at every step."""
-
-    code, name = "TEST", "everything"
-    needs = frozenset(Need(role, every_step=True, histogram=True, units=True) for role in Role)
-
-    def check(self, trial: Trial) -> Iterator[Any]:
-        """Says nothing."""
-        yield from ()
-
-    @classmethod
-    def examples(cls) -> Iterator[Any]:
-        """None."""
-        yield from ()
 
 
 class Net(nn.Module):
@@ -87,10 +72,6 @@ def loss_of(model: nn.Module, seed: int = 0) -> Tensor:
     return nn.functional.cross_entropy(model(x), y)
 
 
-def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=lr)
-
-
 def train(
     model: nn.Module, steps: int, each: Callable[[int], None] = lambda step: None, first: int = 0
 ) -> list[float]:
@@ -106,31 +87,6 @@ def train(
     return losses
 
 
-def observe(model: nn.Module, **how: Any) -> Watch:
-    """Watch every role for three steps, faults raised, unless told otherwise."""
-    return watch(model, **{"rules": [Everything()], "steps": 3, "on_error": "raise"} | how)
-
-
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
-
-def hooks_on(model: nn.Module) -> list[str]:
-    """Every hook on a model's modules and parameters."""
-    on_modules = [f"{p}.{h}" for p, m in model.named_modules() for h in HOOKS if getattr(m, h)]
-    on_parameters = [
-        n for n, p in model.named_parameters() if p._post_accumulate_grad_hooks or p._backward_hooks
-    ]
-    return on_modules + on_parameters
-
-
 def require_nothing_global() -> None:
     assert torch.autograd.backward is ORIGINAL_BACKWARD
     assert not _global_optimizer_post_hooks
@@ -143,14 +99,6 @@ def _leaves_nothing_behind() -> Iterator[None]:
     require_nothing_global()
     yield
     require_nothing_global()
-
-
-def losses(seen: Watch) -> list[float]:
-    return [step.loss for step in seen.trial.steps]
-
-
-def of(step: Step, role: Role) -> dict[str, TensorSummary]:
-    return {name: o.summary for name, o in step.of(role).items()}
 
 
 # ── the steps ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,7 @@ from fanin.cause import Cause
 from fanin.diagnosis import _carried, diagnose
 from fanin.finding import Diagnosis, Scope, Severity, Verdict
 from fanin.propagation import stretch
+from fanin.race import Heat, Race
 from fanin.reports import render
 from fanin.rules.poor_weight_initialization import PoorWeightInitialization
 from fanin.scheme import HE_NORMAL
@@ -218,3 +219,29 @@ def test_alone_and_undecided_it_says_what_is_missing_once_as_a_reason_and_once_a
 def test_beside_our_own_rules_it_still_gives_its_reasons() -> None:
     trial = mlp(init=normal(1e-2), steps=10, lr=1e-3)
     assert "IssuesFound: max/min variance" in " ".join(render("terminal", trial, diagnosed(trial)).split())
+
+
+def test_a_loss_that_becomes_nan_is_no_clean_bill() -> None:
+    found = diagnosed(mlp(DEEP, steps=10, lr=20.0))
+    assert (found.verdict, found.confidence) == (Verdict.UNDECIDED, 0.0)
+    assert [missing.code for missing in found.missing] == ["FAN906"]
+    assert "at step 0 and nan at step" in found.why
+    assert "race" in found.next_step
+
+
+def test_a_race_that_is_won_acquits_the_weights_of_a_loss_that_becomes_nan() -> None:
+    losses = tuple(np.linspace(2.0, 0.1, 60) + np.sin(np.arange(60)) / 100)
+    raced = replace(mlp(DEEP, steps=10, lr=20.0), race=Race((Heat(1e-3, losses, losses),), uninformed=2.3))
+    assert diagnosed(raced).verdict is Verdict.HEALTHY
+
+
+def test_a_loss_that_becomes_nan_does_not_hide_a_fault_of_the_weights() -> None:
+    found = diagnosed(mlp(DEEP, normal(1.0), steps=10))
+    assert [missing.code for missing in found.missing] == ["FAN906"]
+    assert found.verdict is Verdict.POOR
+
+
+def test_a_loss_that_was_never_seen_is_no_divergence() -> None:
+    trial = mlp(DEEP, steps=10, lr=20.0)
+    unseen = replace(trial, steps=tuple(replace(step, losses={}) for step in trial.steps))
+    assert "FAN906" not in [missing.code for missing in diagnosed(unseen).missing]

@@ -18,8 +18,8 @@ from typing import Any
 from weakref import finalize, ref
 
 from fanin.adapters import adapter_for
-from fanin.adapters.base import OnError, WatchPlan
-from fanin.errors import StoreError, TrialExistsError, TrialFormatError, UsageError
+from fanin.adapters.base import OnError, Watching, WatchPlan
+from fanin.errors import FaninError, StoreError, TrialExistsError, TrialFormatError, UsageError
 from fanin.judgement import load_rules, needs
 from fanin.rule import Rule
 from fanin.stores import open_store
@@ -68,15 +68,20 @@ def watch(
     """
     if steps < 1:
         raise UsageError("steps must be positive", got=str(steps), expected="1 or more", next_step="try 10")
-    asked = tuple(load_rules() if rules is None else rules)
-    return Watch(
-        model,
-        trial,
-        steps,
-        asked,
-        on_error,
-        {"optimizer": _brief(optimizer)} if optimizer is not None else {},
-    )
+    return Watch(model, optimizer, trial, steps, None if rules is None else tuple(rules), on_error)
+
+
+class _Unwatched:
+    """In place of a hand on the model, where a fault of ours has kept us from it."""
+
+    spec = ModelSpec("", "")
+    detached = True
+
+    def loss(self, value: Any) -> None:
+        pass
+
+    def detach(self) -> None:
+        pass
 
 
 class Watch:
@@ -89,26 +94,49 @@ class Watch:
     def __init__(
         self,
         model: Any,
+        optimizer: Any,
         trial: str | os.PathLike[str] | None,
         steps: int,
-        rules: tuple[Rule, ...],
+        rules: tuple[Rule, ...] | None,
         on_error: OnError,
-        notes: dict[str, str],
     ) -> None:
-        adapter = adapter_for(model)
-        worker = int(os.environ.get("RANK", "0"))
-        known = about(adapter.describe(model).framework) | notes
-        self._store, self._writer = _begun(trial, worker, known, on_error)
         self._described: ModelSpec | None = None
         self._steps = steps
         self._on_error = on_error
         self._closed = False
         self._process = os.getpid()
-        self.watching = adapter.watch(model, WatchPlan(needs(rules), steps, self._keep, on_error, worker))
+        self._store, self._writer = _in_memory(0, {})
+        self.watching: Watching = _Unwatched()
+        try:
+            self._begin(model, optimizer, trial, rules)
+        except FaninError:
+            raise  # a mistake of the caller's, which the next run would repeat
+        except Exception as fault:
+            if on_error == "raise":
+                raise
+            what = "fanin does not watch %s because of a fault of its own; training goes on"
+            log.warning(what, type(model).__name__, exc_info=fault)
         # Weakly, or the end of the process would be the first moment at which the model's memory can be freed.
         self._at_exit = partial(_close, ref(self))
         atexit.register(self._at_exit)
         finalize(self, _forget, self._at_exit, self._writer, self._process).atexit = False
+
+    def _begin(
+        self,
+        model: Any,
+        optimizer: Any,
+        trial: str | os.PathLike[str] | None,
+        rules: tuple[Rule, ...] | None,
+    ) -> None:
+        adapter, worker = adapter_for(model), _rank()
+        known = about(adapter.describe(model).framework)
+        if optimizer is not None:
+            known["optimizer"] = _brief(optimizer)
+        needed = needs(load_rules() if rules is None else rules)
+        self._store, self._writer = _begun(trial, worker, known, self._on_error)
+        self.watching = adapter.watch(
+            model, WatchPlan(needed, self._steps, self._keep, self._on_error, worker)
+        )
 
     def __enter__(self) -> Watch:
         return self
@@ -144,15 +172,15 @@ class Watch:
             return
         self._closed = True
         atexit.unregister(self._at_exit)
-        self.watching.detach()
-        if os.getpid() != self._process:
-            return
         try:
-            self._writer.close()
-        except StoreError as fault:
+            self.watching.detach()
+            if os.getpid() == self._process:
+                self._writer.close()
+        except Exception as fault:
             if self._on_error == "raise":
                 raise
-            log.warning("fanin could not write the whole trial; training is not affected\n%s", fault)
+            what = "fanin could not write the whole trial; training is not affected\n%s"
+            log.warning(what, fault, exc_info=None if isinstance(fault, StoreError) else fault)
 
     def _keep(self, step: Step, spec: ModelSpec) -> None:
         if spec != self._described:
@@ -190,8 +218,18 @@ def _begun(
             if on_error == "raise":
                 raise
             log.warning("fanin keeps the trial in memory, and training goes on\n%s", fault)
+    return _in_memory(worker, about)
+
+
+def _in_memory(worker: int, about: dict[str, str]) -> tuple[Store, Writer]:
     memory = MemoryStore()
     return memory, memory.begin(worker, about)
+
+
+def _rank() -> int:
+    """What torchrun calls this process; others use the name too, for what is no number."""
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() else 0
 
 
 def within(seconds: float, begin: Callable[[], Writer]) -> Writer:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import cleandoc
-from math import prod
+from math import isfinite, prod
 
 from fanin.finding import Missing
-from fanin.trial import LayerSpec, ParameterSpec, Role, Trial
+from fanin.race import Outcome
+from fanin.trial import LayerSpec, ParameterSpec, Role, Step, Trial
 
 UNSEEN = 0.5
 """Share of the trained weights that may lie outside layers that ran. Class tokens, positions and the output projection
@@ -203,7 +204,43 @@ FOREIGN_TRIAL = Doubt(
     """,
 )
 
-DOUBTS = (NOTHING_SEEN, UNSEEN_WEIGHTS, THIN_EVIDENCE, WITHIN_NOISE, FOREIGN_TRIAL)
+DIVERGED = Doubt(
+    "FAN906",
+    "diverged",
+    """The loss became NaN or infinite in the steps that were watched.
+
+    What it detects
+    ---------------
+    A training whose loss is finite at step 0 and is not at a later step.
+
+    Why it matters
+    --------------
+    Nothing can be learned from there on. The initialization may be to blame (one layer with weights that are far too
+    large, within the steps of a deep network), or the learning rate; where no rule finds a fault of the weights, a
+    clean bill would be a guess all the same.
+
+    How it is measured
+    ------------------
+    By looking at the loss of each training step. A loss that is not finite at step 0 is FAN103's, or could not be seen.
+    The verdict is *poor* where a rule finds a fault of the weights, and otherwise *undecided*, unless a race has shown
+    that the network trains as well as its sound re-draw.
+
+    When it is wrong
+    ----------------
+    A sound network that was given too high a learning rate stays undecided.
+
+    Fix
+    ---
+    Look at the notes, which name what is unusual about the weights. Lower the learning rate and watch again; or let it
+    race, which tries several rates on the network and on its sound re-draw (`fanin check --race`).
+
+    References
+    ----------
+    None: it follows from the arithmetic, in which NaN stays NaN.
+    """,
+)
+
+DOUBTS = (NOTHING_SEEN, UNSEEN_WEIGHTS, THIN_EVIDENCE, WITHIN_NOISE, FOREIGN_TRIAL, DIVERGED)
 """By code."""
 
 
@@ -219,6 +256,10 @@ def doubts(trial: Trial) -> Iterator[Missing]:
             FOREIGN_TRIAL.code, what, "ask the documented rule alone: --rule PoorWeightInitialization"
         )
         return
+    if (lost := _diverged(trial)) is not None:
+        what = f"the loss is {trial.start.loss:.3g} at step 0 and {lost.loss} at step {lost.index}"
+        settle = "lower the learning rate and watch again, or let it race: fanin check --race"
+        yield Missing(DIVERGED.code, what, settle)
     share = _unseen_share(trial)
     if share > UNSEEN:
         what = f"{share:.0%} of the trained weights belong to no layer that was seen to run"
@@ -227,6 +268,15 @@ def doubts(trial: Trial) -> Iterator[Missing]:
     elif not any(layer.calls for layer in trial.spec.weight_layers):
         settle = "check that the model has layers and uses them"
         yield Missing(NOTHING_SEEN.code, "no layer with weights ran", settle)
+
+
+def _diverged(trial: Trial) -> Step | None:
+    """The first step whose loss is no longer a number, after a start where it was."""
+    if trial.start is None or not isfinite(trial.start.loss):
+        return None
+    if trial.race is not None and trial.race.outcome is Outcome.HEALTHY:
+        return None
+    return next((s for s in trial.train_steps if s.losses and not isfinite(s.loss)), None)
 
 
 def _unseen_share(trial: Trial) -> float:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fanin.stores.parquet import ParquetStore
+
+from .samples import SPEC, step
+
 LAUNCHER = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE")
 
 
@@ -31,3 +35,21 @@ def smdebug_trials() -> Path:
     if found is None:
         pytest.skip("no trials of SageMaker Debugger here; FANIN_SMDEBUG_TRIALS says where they are")
     return found
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where there is no trial yet."""
+    return tmp_path / "exp1"
+
+
+@pytest.fixture
+def written(place: Path) -> Path:
+    """A closed trial of two steps, and so of the parts 0, 1, 2 and the end."""
+    writer = ParquetStore(place).begin()
+    writer.describe(SPEC)
+    for index in range(2):
+        writer.append(step(index))
+        writer.flush()
+    writer.close()
+    return place

@@ -1,11 +1,9 @@
-"""A trial as a directory of Parquet files: what is in it, who may write it, and what is said when it is broken."""
+"""A trial as a directory of Parquet files: its address, what is in it, how it is written and where nothing is."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -13,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +23,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from pyarrow.fs import FileInfo, LocalFileSystem, SubTreeFileSystem
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-import fanin
 from fanin.errors import (
-    FaninError,
     StoreError,
     TrialExistsError,
-    TrialFormatError,
     TrialNotFoundError,
     UsageError,
 )
@@ -43,54 +38,8 @@ from fanin.stores.parquet.part import Part, decode, encode
 from fanin.summary import Histogram, TensorSummary, UnitSummary
 from fanin.trial import Mode, Observation, Role, Step
 
+from .parquet_trial import ENVIRONMENT, PARTS, child, load_error, require_success, rewrite
 from .samples import EMPTY, SPEC, observation, plain, step
-
-CHILDREN = Path(__file__).with_name("children.py")
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(fanin.__file__).parents[1])}
-PARTS = ["part-w00000-000000.parquet", "part-w00000-000001.parquet", "part-w00000-000002.parquet"]
-
-Damage = Callable[[Path], object]
-
-
-def child(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """A process that writes (see children.py)."""
-    command = [sys.executable, str(CHILDREN), *arguments]
-    return subprocess.Popen(command, env=ENVIRONMENT | environment, stderr=subprocess.PIPE, text=True)
-
-
-def require_success(process: subprocess.Popen[str]) -> None:
-    """Wait for it, and show what it said if it failed."""
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 0, said
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """Where there is no trial yet."""
-    return tmp_path / "exp1"
-
-
-@pytest.fixture
-def written(place: Path) -> Path:
-    """A closed trial of two steps, and so of the parts 0, 1, 2 and the end."""
-    writer = ParquetStore(place).begin()
-    writer.describe(SPEC)
-    for index in range(2):
-        writer.append(step(index))
-        writer.flush()
-    writer.close()
-    return place
-
-
-def load_error(place: Path, kind: type[FaninError] = TrialFormatError) -> FaninError:
-    """What loading says; exactly this kind, not one below it."""
-    with pytest.raises(kind) as caught:
-        ParquetStore(place).load()
-    assert type(caught.value) is kind
-    assert caught.value.next_step
-    assert str(place) in caught.value.where
-    return caught.value
-
 
 # ── addresses ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -241,148 +190,6 @@ def test_a_part_starts_with_the_version_and_ends_with_the_end(written: Path) -> 
     assert pq.read_metadata(written / PARTS[0]).num_rows == 0
     assert [b"fanin.spec" in part for part in parts] == [False, True, False, False]
     assert [b"fanin.end" in part for part in parts] == [False, False, False, True]
-
-
-# ── who may write ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_begin_leaves_a_trial_at_once(place: Path) -> None:
-    writer = ParquetStore(place).begin(about={"command": "train.py"})
-    trial = ParquetStore(place).load()
-    assert trial.about == {"command": "train.py"}
-    assert not trial.complete
-    writer.close()
-
-
-def test_a_second_run_is_refused_with_a_way_out(written: Path) -> None:
-    before = sorted(written.iterdir())
-    with pytest.raises(TrialExistsError) as caught:
-        ParquetStore(f"{written}/").begin()
-    assert "there is a trial here already" in str(caught.value)
-    assert "got       parts of worker 0" in str(caught.value)
-    assert f"choose another directory, e.g. {written}-2, or remove it" in str(caught.value)
-    assert sorted(written.iterdir()) == before
-
-
-ELASTIC = {"TORCHELASTIC_RUN_ID": "job7", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
-STATIC = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "said"),
-    [
-        pytest.param(ELASTIC, ELASTIC, None, id="one torchrun"),
-        pytest.param(STATIC, STATIC, None, id="one torchrun without an id"),
-        pytest.param(ELASTIC | {"WORLD_SIZE": "2"}, ELASTIC | {"WORLD_SIZE": "2"}, None, id="one size"),
-        pytest.param({}, {}, "a run without an id", id="nobody launched"),
-        pytest.param(
-            {"TORCHELASTIC_RUN_ID": "none"}, {"TORCHELASTIC_RUN_ID": "none"}, "without an id", id="none"
-        ),
-        pytest.param(ELASTIC, {}, "run job7/h:1; this is a run without an id", id="now by hand"),
-        pytest.param({}, ELASTIC, "a run without an id; this is run job7/h:1", id="by hand before"),
-        pytest.param(
-            ELASTIC, ELASTIC | {"TORCHELASTIC_RUN_ID": "job8"}, "this is run job8/h:1", id="next job"
-        ),
-        pytest.param(STATIC, STATIC | {"MASTER_PORT": "2"}, "run h:1; this is run h:2", id="next port"),
-        pytest.param(
-            ELASTIC | {"WORLD_SIZE": "2"},
-            ELASTIC | {"WORLD_SIZE": "4"},
-            "of 2 workers; this is run job7/h:1 of 4 workers",
-            id="another size",
-        ),
-    ],
-)
-def test_workers_join_only_their_own_run(
-    place: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    first: Mapping[str, str],
-    second: Mapping[str, str],
-    said: str | None,
-) -> None:
-    with monkeypatch.context() as patch:
-        for name, value in first.items():
-            patch.setenv(name, value)
-        ParquetStore(place).begin(0).close()
-    for name, value in second.items():
-        monkeypatch.setenv(name, value)
-    if said is None:
-        ParquetStore(place).begin(1).close()
-        assert len(list(place.iterdir())) == 4
-        return
-    with pytest.raises(TrialExistsError) as caught:
-        ParquetStore(place).begin(1)
-    assert said in caught.value.got
-    assert "run_id" in caught.value.next_step
-    assert len(list(place.iterdir())) == 2
-
-
-def test_a_run_may_name_itself(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ParquetStore(place).begin(0, {"run_id": "mine"}).close()
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job7")
-    ParquetStore(place).begin(1, {"run_id": "mine"}).close()
-    assert ParquetStore(place).load().about == {"run_id": "mine"}
-
-
-def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Let something happen between the look at a directory and the first part."""
-    publish = Directory.publish
-
-    def late(self: Directory, *arguments: Any, **options: Any) -> None:
-        monkeypatch.setattr(Directory, "publish", publish)
-        act()
-        publish(self, *arguments, **options)
-
-    monkeypatch.setattr(Directory, "publish", late)
-
-
-def test_of_two_runs_that_begin_at_once_as_one_worker_one_is_refused(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    meanwhile(monkeypatch, lambda: ParquetStore(place).begin(0, {"run_id": "a"}).close())
-    with pytest.raises(TrialExistsError):
-        ParquetStore(place).begin(0, {"run_id": "b"})
-    assert ParquetStore(place).load().about == {"run_id": "a"}
-
-
-def test_of_two_runs_that_begin_at_once_one_withdraws(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meanwhile(monkeypatch, lambda: ParquetStore(place).begin(1, {"run_id": "a"}).close())
-    with pytest.raises(TrialExistsError):
-        ParquetStore(place).begin(0, {"run_id": "b"})
-    assert ParquetStore(place).load().about == {"run_id": "a"}
-    assert ParquetStore(place).load().complete
-
-
-def test_beginning_is_exclusive_without_hard_links(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def link(*arguments: object) -> None:
-        raise PermissionError("no hard links on this file system")
-
-    monkeypatch.setattr(os, "link", link)
-    meanwhile(monkeypatch, lambda: ParquetStore(place).begin().close())
-    with pytest.raises(TrialExistsError):
-        ParquetStore(place).begin()
-    assert ParquetStore(place).load().complete
-    assert not list(place.glob(".*"))
-
-
-@pytest.mark.parametrize("worker", [-1, "0", "../../etc", True, 1.0])
-def test_a_worker_is_a_rank(place: Path, worker: Any) -> None:
-    with pytest.raises(UsageError, match="a worker is a rank"):
-        ParquetStore(place).begin(worker)
-    assert not place.exists()
-
-
-def test_processes_write_as_workers_of_one_trial(place: Path) -> None:
-    children = [
-        child("write", str(place), str(worker), "6", **ELASTIC, WORLD_SIZE="2") for worker in range(2)
-    ]
-    for process in children:
-        require_success(process)
-    trial = ParquetStore(place).load()
-    assert trial.complete
-    assert trial.workers == (0, 1)
-    assert [each.index for each in trial.steps] == list(range(6))
-    assert all(each.losses == {0: each.index, 1: each.index} for each in trial.steps)
-    assert trial.about == {"run_id": "job7/h:1", "world_size": "2"}
 
 
 # ── writing, and what stops it ──────────────────────────────────────────────────────────────────────────────
@@ -555,184 +362,6 @@ def test_another_directory(place: Path) -> None:
     assert error.got == "config.yaml, model.bin, part-0.parquet and 2 more"
     assert PARTS[0] in error.expected
     assert "give the directory that holds the parts" in error.next_step
-
-
-# ── reading what is broken ──────────────────────────────────────────────────────────────────────────────────
-
-
-def rewrite(
-    path: Path,
-    *,
-    metadata: Mapping[str, str] | None = None,
-    spec: Callable[[dict[str, Any]], Any] | None = None,
-    more_columns: Mapping[str, Any] | None = None,
-    drop: str = "",
-) -> None:
-    """Write a part again, changed."""
-    table, entries = pq.read_table(path), dict(pq.read_metadata(path).metadata or {})
-    entries |= {key.encode(): value.encode() for key, value in (metadata or {}).items()}
-    if spec is not None:
-        entries[b"fanin.spec"] = json.dumps(spec(json.loads(entries[b"fanin.spec"]))).encode()
-    for name, value in (more_columns or {}).items():
-        table = table.append_column(name, pa.array([value] * len(table)))
-    if drop:
-        table = table.drop_columns([drop])
-    pq.write_table(table.replace_schema_metadata(entries), path)
-
-
-def change(**changes: Any) -> Damage:
-    return lambda path: rewrite(path, **changes)
-
-
-def replaced(column: str, array: Callable[[int], pa.Array]) -> Damage:
-    """Write a part with another column in the place of one."""
-
-    def damage(path: Path) -> None:
-        table = pq.read_table(path)
-        at = table.schema.get_field_index(column)
-        pq.write_table(table.set_column(at, column, array(len(table))), path)
-
-    return damage
-
-
-DAMAGES: dict[str, tuple[Damage, str]] = {
-    "nothing in it": (lambda path: path.write_bytes(b""), "size is 0 bytes"),
-    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "footer"),
-    "text": (lambda path: path.write_text("hello, this is no Parquet"), "magic bytes"),
-    "version of letters": (change(metadata={"fanin.format": "new"}), "invalid literal"),
-    "version 0": (change(metadata={"fanin.format": "0"}), "there is no format 0"),
-    "no JSON in about": (change(metadata={"fanin.about": "{"}), "JSONDecodeError"),
-    "a list in about": (change(metadata={"fanin.about": "[1]"}), "expected names and texts, got [1]"),
-    "numbers in about": (change(metadata={"fanin.about": '{"a": 1}'}), "expected names and texts"),
-    "no JSON in the spec": (change(metadata={"fanin.spec": "null and void"}), "JSONDecodeError"),
-    "endless JSON": (change(metadata={"fanin.spec": "[" * 100_000}), "RecursionError"),
-    "no spec in the spec": (change(metadata={"fanin.spec": "3"}), "expected dict, got 3"),
-    "no name in the spec": (change(metadata={"fanin.spec": "{}"}), "missing 2 required"),
-    "a number for a name": (change(spec=lambda spec: spec | {"name": 1}), "expected str, got 1"),
-    "a text for layers": (change(spec=lambda spec: spec | {"layers": "abc"}), "expected list, got 'abc'"),
-    "a column less": (change(drop="mean"), "mean"),
-    "texts for numbers": (replaced("mean", lambda n: pa.array(["x"] * n)), "ArrowInvalid"),
-    "no numbers": (replaced("mean", lambda n: pa.nulls(n, pa.float64())), "lacks a part of its summary"),
-    "a role that is none": (replaced("role", lambda n: pa.array(["nose"] * n)), "'nose' is not a valid Role"),
-    "a mode that is none": (
-        replaced("mode", lambda n: pa.array(["sleep"] * n)),
-        "'sleep' is not a valid Mode",
-    ),
-    "no step": (replaced("step", lambda n: pa.nulls(n, pa.int64())), "TypeError"),
-    "a histogram without counts": (
-        replaced("histogram_counts", lambda n: pa.nulls(n, pa.list_(pa.int64()))),
-        "Histogram columns of different lengths",
-    ),
-    "units of two lengths": (
-        replaced("unit_mean", lambda n: pa.array([[1.0]] * n)),
-        "UnitSummary columns of different lengths",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_part_is_named(written: Path, damage: str) -> None:
-    break_it, said = DAMAGES[damage]
-    break_it(written / PARTS[1])
-    error = load_error(written)
-    assert error.what == "a part of this trial is damaged"
-    assert error.where == f"{written}/{PARTS[1]}"
-    assert said in error.got
-    assert "\n" not in error.got
-    assert error.next_step == (
-        "copy it again, or delete it and the later parts of worker 0 to read what came before"
-    )
-
-
-def test_the_way_out_of_damage_works(written: Path) -> None:
-    (written / PARTS[2]).write_bytes(b"")
-    for path in sorted(written.iterdir())[2:]:
-        path.unlink()
-    trial = ParquetStore(written).load()
-    assert plain(trial.steps) == plain((step(0),))
-    assert not trial.complete
-
-
-def test_no_flipped_bit_leads_to_another_kind_of_error(written: Path) -> None:
-    path = written / PARTS[1]
-    whole, chance = path.read_bytes(), random.Random(0)
-    refused = 0
-    for _ in range(200):
-        flipped = bytearray(whole)
-        flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
-        path.write_bytes(flipped)
-        try:
-            ParquetStore(written).load()
-        except TrialFormatError:
-            refused += 1
-    assert refused > 100  # the pages carry checksums; the JSON and the padding do not
-
-
-def test_a_gap_is_named(written: Path) -> None:
-    (written / PARTS[1]).unlink()
-    error = load_error(written)
-    assert error.what == "a part of this trial is missing"
-    assert error.where == f"{written}/{PARTS[1]}"
-    assert error.next_step.endswith("or delete the later parts of worker 0 to read what came before")
-
-
-def test_a_part_number_beyond_reason_is_a_gap(written: Path) -> None:
-    (written / "part-w00000-999999999999.parquet").write_bytes(b"")
-    assert load_error(written).what == "a part of this trial is missing"
-
-
-def test_a_part_that_a_listing_missed_is_read(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = Directory.entries
-
-    def hasty(self: Directory) -> list[FileInfo]:
-        return [info for info in entries(self) if info.base_name != PARTS[1]]
-
-    monkeypatch.setattr(Directory, "entries", hasty)
-    assert len(ParquetStore(written).load().steps) == 2
-
-
-def test_a_trial_is_read_up_to_the_break(written: Path) -> None:
-    for path in sorted(written.iterdir())[2:]:
-        path.unlink()
-    (written / f".{PARTS[2]}.1-ab.tmp").write_bytes(b"PAR1, and then the power went")
-    (written / "notes.txt").write_text("other files beside the parts do not matter")
-    trial = ParquetStore(written).load()
-    assert plain(trial.steps) == plain((step(0),))
-    assert not trial.complete
-
-
-def test_a_parquet_file_of_somebody_else(place: Path) -> None:
-    place.mkdir()
-    pq.write_table(pa.table({"a": [1]}), place / PARTS[0])
-    error = load_error(place)
-    assert error.what == "this Parquet file is not part of a trial"
-    assert error.where == f"{place}/{PARTS[0]}"
-    assert "fanin.format" in error.got
-    with pytest.raises(TrialFormatError, match="not part of a trial"):
-        ParquetStore(place).begin(1, {"run_id": "a"})
-
-
-def test_a_newer_format(written: Path) -> None:
-    rewrite(written / PARTS[1], metadata={"fanin.format": "2"}, drop="mean")
-    error = load_error(written)
-    assert error.what == "this trial was written by a newer fanin"
-    assert (error.got, error.expected) == ("format 2", "format 1")
-    assert "upgrade fanin" in error.next_step
-
-
-@pytest.mark.parametrize("target", ["../secret", "/dev/zero", "../exp1/../secret"])
-def test_a_link_out_of_the_directory_is_not_followed(written: Path, target: str) -> None:
-    (written.parent / "secret").write_bytes((written / PARTS[1]).read_bytes())
-    (written / PARTS[1]).unlink()
-    (written / PARTS[1]).symlink_to(target)
-    error = load_error(written)
-    assert error.what == "a part of this trial is a link that leads out of it"
-    assert error.where == f"{written}/{PARTS[1]}"
-
-
-def test_a_link_to_a_trial_is_followed(written: Path, tmp_path: Path) -> None:
-    (tmp_path / "latest").symlink_to(written)
-    assert len(ParquetStore(tmp_path / "latest").load().steps) == 2
 
 
 # ── other file systems ──────────────────────────────────────────────────────────────────────────────────────

@@ -129,4 +129,5 @@ HOOKS = (
 def hooks_on(model: nn.Module) -> list[str]:
     """Every hook on a model's modules and parameters."""
     on_modules = [f"{p}.{h}" for p, m in model.named_modules() for h in HOOKS if getattr(m, h)]
-    return on_modules + [n for n, p in model.named_parameters() if p._post_accumulate_grad_hooks]
+    hung = [n for n, p in model.named_parameters() if p._post_accumulate_grad_hooks or p._backward_hooks]
+    return on_modules + hung

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.nn import functional as F
 
+import fanin
 from fanin.trial import Role
+from stores.samples import plain as to_the_bit
 
-from .nets import batch, losses, net, observe, of, parameters_of, same, train
+from .nets import batch, hooks_on, loss_of, losses, net, observe, of, parameters_of, same, sgd, train
 
 
 def detached(model: nn.Module) -> dict[str, Tensor]:
@@ -90,3 +92,34 @@ def test_a_pass_in_between_is_no_step_and_is_not_disturbed(name: str) -> None:
     assert set(of(seen.trial.steps[0], Role.OUTPUT)) == {"fc1_output_0", "fc2_output_0"}
     seen.close()
     assert seen.watching.fault is None
+
+
+@pytest.mark.parametrize("when", ["before the pass", "before backward", "before the step"])
+@pytest.mark.parametrize("steps", [False, True], ids=["one pass", "five steps"])
+def test_a_check_amid_a_watched_training_is_no_part_of_it(when: str, steps: bool) -> None:
+    def trained(model: nn.Module, checked: bool) -> list[float]:
+        optimizer, found = sgd(model), []
+
+        def check(now: str) -> None:
+            if checked and now == when:
+                fanin.check(model, batch(9), F.cross_entropy, optimizer=optimizer if steps else None)
+
+        for step in range(5):
+            optimizer.zero_grad()
+            check("before the pass")
+            loss = loss_of(model, step)
+            check("before backward")
+            loss.backward()
+            check("before the step")
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    plain, model = net(), net()
+    with observe(plain) as expected:
+        losses_of_plain = trained(plain, checked=False)
+    seen = observe(model)
+    assert trained(model, checked=True) == losses_of_plain
+    assert hooks_on(model) == []
+    assert to_the_bit(seen.trial.steps) == to_the_bit(expected.trial.steps)
+    seen.close()

@@ -20,7 +20,7 @@ from torch.amp import GradScaler
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from fanin import capture
-from fanin.adapters.torch import scaling, tracing
+from fanin.adapters.torch import scaling, tracing, watching
 from fanin.adapters.torch.drafting import Draft
 from fanin.adapters.torch.watching import TorchWatching
 from fanin.errors import StoreError
@@ -126,6 +126,72 @@ def test_in_ci_a_fault_of_ours_is_raised(entrance: str, monkeypatch: pytest.Monk
         train(model, STEPS)
     require_gone(model)
     seen.close()
+
+
+STARTS: dict[str, tuple[Any, str]] = {
+    "the framework is told": (capture, "adapter_for"),
+    "rules are loaded": (capture, "load_rules"),
+    "needs are gathered": (capture, "needs"),
+    "the run is described": (capture, "about"),
+    "the optimizer is described": (capture, "_brief"),
+    "the trial is begun": (capture, "_begun"),
+    "the model is unwrapped": (watching, "unwrapped"),
+    "the model is read": (tracing.Tracer, "parameters"),
+    "hooks are hung": (TorchWatching, "_attach_to_parameters"),
+}
+"""Everything that is done before the first step."""
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_fault_of_ours_before_the_first_step_leaves_a_training_unwatched(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = net()
+    optimizer = sgd(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(*STARTS[start], broken)
+        seen = capture.watch(model, optimizer, trial=tmp_path / "trial", on_error="warn")
+    with seen:
+        assert train(model, STEPS) == train(net(), STEPS)
+        seen.loss(1.0)
+    (told,) = caplog.records
+    assert "training goes on" in told.message
+    assert told.exc_info is not None
+    assert (seen.attached, seen.trial.steps) == (False, ())
+    require_gone(model)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_in_ci_a_fault_of_ours_before_the_first_step_is_raised(
+    start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = net()
+    monkeypatch.setattr(*STARTS[start], broken)
+    with pytest.raises(OurFaultError):
+        capture.watch(model, sgd(model), on_error="raise")
+    require_gone(model)
+
+
+def test_a_fault_while_a_watch_is_closed_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = net()
+    with observe(model, on_error="warn") as seen:
+        train(model, 1)
+        monkeypatch.setattr(type(seen._writer), "close", broken)
+    assert [r.name for r in caplog.records] == ["fanin"]
+    assert "training is not affected" in caplog.text
+
+
+@pytest.mark.parametrize(("rank", "worker"), [("3", 3), ("", 0), ("worker-3", 0), ("-1", 0)])
+def test_a_rank_that_is_no_number_does_not_stop_a_watch(
+    rank: str, worker: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    model = net()
+    with observe(model) as seen:
+        train(model, 1)
+    assert seen.trial.workers == (worker,)
 
 
 def test_a_fault_where_a_scaler_is_marked_is_told_and_training_goes_on(
@@ -339,16 +405,16 @@ def test_asking_for_a_trial_that_does_not_get_written_is_an_error_and_no_wait(
     seen.close()
 
 
-def test_the_limit_on_file_sizes_is_one() -> None:
+def test_the_limit_on_file_sizes_is_one(tmp_path: Path) -> None:
     """What stands for a full disk does make writes fail."""
-    script = f"import resource; {FULL}; open('/tmp/fanin-limit', 'wb', 0).write(bytes(10_000))"
+    place = str(tmp_path / "file")
+    script = f"import resource; {FULL}; open({place!r}, 'wb', 0).write(bytes(10_000))"
     done = subprocess.run(
-        [sys.executable, "-c", script + "; open('/tmp/fanin-limit', 'ab', 0).write(b'1')"],
+        [sys.executable, "-c", script + f"; open({place!r}, 'ab', 0).write(b'1')"],
         capture_output=True,
         text=True,
         check=False,
     )
-    Path("/tmp/fanin-limit").unlink(missing_ok=True)
     assert "File too large" in done.stderr
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 

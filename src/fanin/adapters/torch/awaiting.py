@@ -42,7 +42,9 @@ class Awaited:
                 return
             self._handle.remove()
             self._recorder.stop()
-            self._start(module).joins(module, args)
+            watching = self._start(module)
+            if not watching.detached:
+                watching.joins(module, args)
         except Exception as fault:  # noqa: BLE001  # the script must not suffer from us
             self._handle.remove()
             log.warning("fanin cannot watch %s: %s", type(module).__name__, fault)

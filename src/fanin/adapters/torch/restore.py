@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
+from fanin.adapters.torch import backward
+from fanin.adapters.torch.watching import TorchWatching
 from fanin.errors import UsageError
 
 COPY_LIMIT = 256 * 2**20
@@ -25,7 +27,7 @@ def untouched(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
     """Run something on a model and put everything back, also after an exception.
 
     Parameters, buffers, gradients, the mode of each module, its attributes and hooks, and the random state of torch
-    (all devices in use), Python and NumPy.
+    (all devices in use), Python and NumPy. Whoever watches a training in this thread sees nothing of it.
 
     Args:
         model: Whose state is kept.
@@ -35,10 +37,25 @@ def untouched(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
         UsageError: A model too large to be copied has changed its own parameters.
     """
     with ExitStack() as stack:
+        stack.enter_context(_unwatched())
         for preserve in (_random_state, _module_state, _lazy, _buffers, _parameters, _gradients):
             if parameters or preserve is not _parameters:
                 stack.callback(preserve(model))
         yield
+
+
+@contextmanager
+def _unwatched() -> Iterator[None]:
+    """What runs meanwhile in this thread is no part of any training that is watched: a check in its midst."""
+    woken = [w for w in backward.audience if isinstance(w, TorchWatching)]
+    woken = [w for w in woken if w.hears_this_thread and not w.asleep]
+    for watching in woken:
+        watching.asleep = True
+    try:
+        yield
+    finally:
+        for watching in woken:
+            watching.asleep = False
 
 
 @contextmanager

@@ -51,13 +51,14 @@ class Sight:
             self._observe_output(path, f"{path}_output_{call}", made, output_axis(module, made))
 
     def _observe_output(self, path: str, tensor: str, made: Tensor, axis: int | None) -> None:
-        draft = self.draft
-        if draft is None:
-            return
-        draft.observe(path, Role.OUTPUT, tensor, made, axis)
-        if made.requires_grad and self._needed.detail(Role.OUTPUT_GRAD, draft.index):
-            see = self._hook(self._has_output_gradient, path, f"gradient/{tensor}", axis)
-            self._handles.add(made.register_hook(see))
+        if self.draft is not None:
+            self.draft.observe(path, Role.OUTPUT, tensor, made, axis)
+            if self._awaits_gradient(made, Role.OUTPUT_GRAD, self.draft):
+                see = self._hook(self._has_output_gradient, path, f"gradient/{tensor}", axis)
+                self._handles.add(made.register_hook(see))
+
+    def _awaits_gradient(self, value: Tensor, role: Role, draft: Draft) -> bool:
+        return value.requires_grad and self._needed.detail(role, draft.index) is not None
 
     def weight_used(
         self, path: str, taken: Tensor, axis: int | None, made: Tensor, made_axis: int | None
@@ -70,13 +71,11 @@ class Sight:
 
     def effective_weight(self, path: str, name: str, value: Tensor, unit_axis: int | None) -> None:
         """Tracer: a weight has been computed from its parts."""
-        draft = self.draft
-        if draft is None:
-            return
-        draft.observe(path, Role.WEIGHT, name, value, unit_axis)
-        if value.requires_grad and self._needed.detail(Role.WEIGHT_GRAD, draft.index):
-            see = self._hook(self._has_effective_gradient, path, f"gradient/{name}", unit_axis)
-            self._handles.add(value.register_hook(see))
+        if self.draft is not None:
+            self.draft.observe(path, Role.WEIGHT, name, value, unit_axis)
+            if self._awaits_gradient(value, Role.WEIGHT_GRAD, self.draft):
+                see = self._hook(self._has_effective_gradient, path, f"gradient/{name}", unit_axis)
+                self._handles.add(value.register_hook(see))
 
     def _has_effective_gradient(self, path: str, tensor: str, axis: int | None, gradient: Tensor) -> None:
         if self.draft is not None and not self.draft.closed:

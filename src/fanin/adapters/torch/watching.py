@@ -63,12 +63,13 @@ class TorchWatching:
         model: What is watched: of a compiled or distributed model the one within.
         fault: Of our own, that ended the watch.
         detached: Whether all hooks are gone.
+        asleep: Whether what runs now is no part of the training.
     """
 
     def __init__(self, model: nn.Module, plan: WatchPlan, *, runs_eagerly: bool = False) -> None:
         self.model = unwrapped(model)
         self.plan = plan
-        self.detached = False
+        self.detached = self.asleep = False
         self.fault: Exception | None = None
         self._needed = Needed(plan.needs)
         self._handles = Handles()
@@ -166,7 +167,7 @@ class TorchWatching:
         """For a forward pass: in other threads than ours (DataParallel's replicas) it does nothing."""
 
         def run(*args: Any, **kwargs: Any) -> None:
-            if threading.get_ident() == self._thread:
+            if self.hears_this_thread:
                 self._guarded(call, *bound, *args, **kwargs)
 
         return Hook(run)
@@ -193,7 +194,7 @@ class TorchWatching:
 
         Torch's function modes are off meanwhile: our own arithmetic is no part of the model.
         """
-        if self.detached or os.getpid() != self._process:
+        if self.detached or self.asleep or os.getpid() != self._process:
             return
         self._grad_enabled = enabled = torch.is_grad_enabled()
         try:
@@ -226,6 +227,11 @@ class TorchWatching:
             f"\n{fault}" if known else "",
             exc_info=None if known else fault,
         )
+
+    @property
+    def hears_this_thread(self) -> bool:
+        """Whether it looks at what runs in this thread."""
+        return threading.get_ident() == self._thread
 
     def joins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Take part in a forward pass whose pre-hooks have been gathered without ours."""
@@ -359,12 +365,12 @@ class TorchWatching:
 
     def optimizer_begins(self, optimizer: Optimizer) -> None:
         """Torch: it is about to step."""
-        if threading.get_ident() == self._thread:
+        if self.hears_this_thread:
             self._guarded(self._steps, optimizer)
 
     def optimizer_ended(self, optimizer: Optimizer) -> None:
         """Torch: it has stepped."""
-        if threading.get_ident() == self._thread:
+        if self.hears_this_thread:
             self._guarded(self._stepped, optimizer)
 
     def _steps(self, optimizer: Optimizer) -> None:
@@ -412,7 +418,7 @@ class TorchWatching:
 
     def backward_begins(self, root: Tensor | None) -> None:
         """Autograd: of nested passes the outermost begins at the loss."""
-        if threading.get_ident() == self._thread:
+        if self.hears_this_thread:
             self._roots.append(root)
             if len(self._roots) == 1:
                 self._guarded(self._outermost_begins, root)
@@ -424,7 +430,7 @@ class TorchWatching:
 
     def backward_ends(self) -> None:
         """Autograd: it has returned, or raised."""
-        if threading.get_ident() == self._thread and self._roots:
+        if self.hears_this_thread and self._roots:
             self._roots.pop()
 
     def _end_step(self) -> None:

@@ -1,0 +1,158 @@
+"""Who may write a trial: one run at a place, each worker once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fanin.errors import (
+    TrialExistsError,
+    UsageError,
+)
+from fanin.stores.parquet import ParquetStore
+from fanin.stores.parquet.directory import Directory
+
+from .parquet_trial import child, require_success
+
+
+def test_begin_leaves_a_trial_at_once(place: Path) -> None:
+    writer = ParquetStore(place).begin(about={"command": "train.py"})
+    trial = ParquetStore(place).load()
+    assert trial.about == {"command": "train.py"}
+    assert not trial.complete
+    writer.close()
+
+
+def test_a_second_run_is_refused_with_a_way_out(written: Path) -> None:
+    before = sorted(written.iterdir())
+    with pytest.raises(TrialExistsError) as caught:
+        ParquetStore(f"{written}/").begin()
+    assert "there is a trial here already" in str(caught.value)
+    assert "got       parts of worker 0" in str(caught.value)
+    assert f"choose another directory, e.g. {written}-2, or remove it" in str(caught.value)
+    assert sorted(written.iterdir()) == before
+
+
+ELASTIC = {"TORCHELASTIC_RUN_ID": "job7", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
+STATIC = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        pytest.param(ELASTIC, ELASTIC, None, id="one torchrun"),
+        pytest.param(STATIC, STATIC, None, id="one torchrun without an id"),
+        pytest.param(ELASTIC | {"WORLD_SIZE": "2"}, ELASTIC | {"WORLD_SIZE": "2"}, None, id="one size"),
+        pytest.param({}, {}, "a run without an id", id="nobody launched"),
+        pytest.param(
+            {"TORCHELASTIC_RUN_ID": "none"}, {"TORCHELASTIC_RUN_ID": "none"}, "without an id", id="none"
+        ),
+        pytest.param(ELASTIC, {}, "run job7/h:1; this is a run without an id", id="now by hand"),
+        pytest.param({}, ELASTIC, "a run without an id; this is run job7/h:1", id="by hand before"),
+        pytest.param(
+            ELASTIC, ELASTIC | {"TORCHELASTIC_RUN_ID": "job8"}, "this is run job8/h:1", id="next job"
+        ),
+        pytest.param(STATIC, STATIC | {"MASTER_PORT": "2"}, "run h:1; this is run h:2", id="next port"),
+        pytest.param(
+            ELASTIC | {"WORLD_SIZE": "2"},
+            ELASTIC | {"WORLD_SIZE": "4"},
+            "of 2 workers; this is run job7/h:1 of 4 workers",
+            id="another size",
+        ),
+    ],
+)
+def test_workers_join_only_their_own_run(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: Mapping[str, str],
+    second: Mapping[str, str],
+    said: str | None,
+) -> None:
+    with monkeypatch.context() as patch:
+        for name, value in first.items():
+            patch.setenv(name, value)
+        ParquetStore(place).begin(0).close()
+    for name, value in second.items():
+        monkeypatch.setenv(name, value)
+    if said is None:
+        ParquetStore(place).begin(1).close()
+        assert len(list(place.iterdir())) == 4
+        return
+    with pytest.raises(TrialExistsError) as caught:
+        ParquetStore(place).begin(1)
+    assert said in caught.value.got
+    assert "run_id" in caught.value.next_step
+    assert len(list(place.iterdir())) == 2
+
+
+def test_a_run_may_name_itself(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ParquetStore(place).begin(0, {"run_id": "mine"}).close()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job7")
+    ParquetStore(place).begin(1, {"run_id": "mine"}).close()
+    assert ParquetStore(place).load().about == {"run_id": "mine"}
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let something happen between the look at a directory and the first part."""
+    publish = Directory.publish
+
+    def late(self: Directory, *arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(Directory, "publish", publish)
+        act()
+        publish(self, *arguments, **options)
+
+    monkeypatch.setattr(Directory, "publish", late)
+
+
+def test_of_two_runs_that_begin_at_once_as_one_worker_one_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanwhile(monkeypatch, lambda: ParquetStore(place).begin(0, {"run_id": "a"}).close())
+    with pytest.raises(TrialExistsError):
+        ParquetStore(place).begin(0, {"run_id": "b"})
+    assert ParquetStore(place).load().about == {"run_id": "a"}
+
+
+def test_of_two_runs_that_begin_at_once_one_withdraws(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meanwhile(monkeypatch, lambda: ParquetStore(place).begin(1, {"run_id": "a"}).close())
+    with pytest.raises(TrialExistsError):
+        ParquetStore(place).begin(0, {"run_id": "b"})
+    assert ParquetStore(place).load().about == {"run_id": "a"}
+    assert ParquetStore(place).load().complete
+
+
+def test_beginning_is_exclusive_without_hard_links(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*arguments: object) -> None:
+        raise PermissionError("no hard links on this file system")
+
+    monkeypatch.setattr(os, "link", link)
+    meanwhile(monkeypatch, lambda: ParquetStore(place).begin().close())
+    with pytest.raises(TrialExistsError):
+        ParquetStore(place).begin()
+    assert ParquetStore(place).load().complete
+    assert not list(place.glob(".*"))
+
+
+@pytest.mark.parametrize("worker", [-1, "0", "../../etc", True, 1.0])
+def test_a_worker_is_a_rank(place: Path, worker: Any) -> None:
+    with pytest.raises(UsageError, match="a worker is a rank"):
+        ParquetStore(place).begin(worker)
+    assert not place.exists()
+
+
+def test_processes_write_as_workers_of_one_trial(place: Path) -> None:
+    children = [
+        child("write", str(place), str(worker), "6", **ELASTIC, WORLD_SIZE="2") for worker in range(2)
+    ]
+    for process in children:
+        require_success(process)
+    trial = ParquetStore(place).load()
+    assert trial.complete
+    assert trial.workers == (0, 1)
+    assert [each.index for each in trial.steps] == list(range(6))
+    assert all(each.losses == {0: each.index, 1: each.index} for each in trial.steps)
+    assert trial.about == {"run_id": "job7/h:1", "world_size": "2"}
