@@ -162,8 +162,10 @@ class TrialWriter:
         return self.put("training_job_end.ts", b"")
 
     def put(self, name: str, data: bytes) -> TrialWriter:
-        """Write a file whole."""
+        """Write a file whole, as smdebug does: whoever reads beside it sees all of it or none."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        unfinished = path.with_name(f"{path.name}.writing")
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
         return self

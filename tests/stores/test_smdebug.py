@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fanin import judge, load_trial
-from fanin.errors import UsageError
+from fanin.errors import TrialFormatError, UsageError
 from fanin.finding import Verdict
 from fanin.rules.poor_weight_initialization import PoorWeightInitialization
 from fanin.stores import open_store
@@ -249,6 +249,23 @@ def test_of_a_killed_job_what_is_complete_is_read(tmp_path: Path) -> None:
     trial = load_trial(tmp_path)
     assert [step.index for step in trial.steps] == [0, 1]
     assert not trial.complete
+
+
+def test_an_empty_file_of_a_running_job_is_one_whose_copy_is_still_under_way(tmp_path: Path) -> None:
+    writer = TrialWriter(tmp_path).collections().step(0, pytorch(0)).step(1, pytorch(1))
+    index = tmp_path / "index" / "000000000" / f"{1:012d}_worker_0.json"
+    whole = index.read_bytes()
+    index.write_bytes(b"")
+    archive = Archive(str(tmp_path))
+    archive.refresh()
+    assert archive.steps == [0]
+    index.write_bytes(whole)
+    archive.refresh()
+    assert archive.steps == [0, 1]
+    index.write_bytes(b"")
+    writer.end()
+    with pytest.raises(TrialFormatError, match="000000000001_worker_0"):
+        Archive(str(tmp_path)).refresh()
 
 
 def test_inputs_that_were_overwritten_in_place_are_said_to_be(tmp_path: Path) -> None:

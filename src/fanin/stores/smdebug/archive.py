@@ -68,15 +68,15 @@ class Archive:
         """
         # The marker first: what was written before it is then seen below.
         ended = self.folder.kinds(END_MARKER)[0] is FileType.File
-        self._refresh_collections()
+        self._refresh_collections(ended)
         for part in self.folder.files("index"):
             if part.type is FileType.Directory:
-                self._refresh_part(f"index/{part.base_name}")
+                self._refresh_part(f"index/{part.base_name}", ended)
         self.ended = ended
 
-    def _refresh_collections(self) -> None:
+    def _refresh_collections(self, ended: bool) -> None:
         for part in self.folder.files("collections"):
-            for info in self._new(f"collections/{part.base_name}"):
+            for info in self._new(f"collections/{part.base_name}", ended):
                 if not info.base_name.endswith(COLLECTIONS_FILE):
                     continue
                 name = f"collections/{part.base_name}/{info.base_name}"
@@ -85,8 +85,8 @@ class Archive:
                 self._know(worker_name(info.base_name.removesuffix(COLLECTIONS_FILE)))
                 self._seen.add(name)
 
-    def _refresh_part(self, part: str) -> None:
-        for info in self._new(part):
+    def _refresh_part(self, part: str, ended: bool) -> None:
+        for info in self._new(part, ended):
             match = INDEX_FILE.fullmatch(info.base_name)
             if match is None:
                 continue
@@ -98,9 +98,11 @@ class Archive:
             self._know(worker)
             self._seen.add(name)
 
-    def _new(self, part: str) -> Iterator[FileInfo]:
+    def _new(self, part: str, ended: bool) -> Iterator[FileInfo]:
         for info in self.folder.files(part):
-            if info.type is FileType.File and f"{part}/{info.base_name}" not in self._seen:
+            # smdebug renames what it has written whole; what copies a trial while it grows makes empty files first.
+            awaited = info.size == 0 and not ended
+            if info.type is FileType.File and not awaited and f"{part}/{info.base_name}" not in self._seen:
                 self.newest = max(self.newest, (info.mtime_ns or 0) / 1e9)
                 yield info
 
