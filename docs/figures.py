@@ -167,6 +167,22 @@ def invariance() -> str:
     return table(("what changes", "starts", "fanin's verdict stays", "the documented rule's stays"), rows)
 
 
+def race_limits() -> str:
+    """What a race decides by, from its constants."""
+    from fanin import race
+
+    rates = ", ".join(f"{rate:g}" for rate in race.RATES)
+    factors = ", ".join(f"{factor:.2g}" for factor in race.FACTORS)
+    rows = [
+        ("steps of each twin", f"{race.STEPS}; up to {race.MOST} while the network as given is behind"),
+        ("learning rates", f"{factors} times that of your optimizer; without one {rates} of Adam"),
+        ("healthy, and the race may end", f"ratio above {race.LEVEL:g}; after {race.STEPS} steps {race.CLEAR:g}"),
+        ("poor", f"ratio below {race.POOR:g}, beyond {race.SIGMAS:g} standard errors of the difference"),
+        ("poor only where the re-draw learns", f"its progress is at least {race.LEAST:g}"),
+    ]
+    return table(("what", "limit"), rows, 2)
+
+
 # -- repairs and costs
 
 
@@ -188,8 +204,8 @@ def pasted() -> str:
     same = read("repair/results/test-pasted.json")["same verdict"]
     safe = read(REPAIRS)["methods"]["repair"]["safe and better"]
     return (
-        f"All {safe['count']} of {safe['of']} repairs that were proposed as safe did better in full training than the "
-        f"start. The code to paste gives the repair's verdict in {same['count']} of {same['of']} cases."
+        f"Of {safe['of']} repairs that were proposed as safe, {safe['count']} did better in full training than the start. "
+        f"The code to paste gives the repair's verdict in {same['count']} of {same['of']} cases."
     )
 
 
@@ -260,7 +276,7 @@ def _type(one: dict[str, Any]) -> str:
 REGIONS = {
     one.__name__.replace("_", "-"): one
     for one in (
-        verdicts, test_split, false_alarms, misses, calibration, zoo, invariance, repairs, pasted, watching, checking,
+        verdicts, race_limits, test_split, false_alarms, misses, calibration, zoo, invariance, repairs, pasted, watching, checking,
         pages, schema,
     )
 }  # fmt: skip

@@ -1,19 +1,25 @@
-"""Write a page for each rule, from its docstring: `./dev docs`; with --check, fail where one is stale.
+"""Write what the documentation reads from elsewhere: `./dev docs`; with --check, fail where something is stale.
 
-The pages are docs/codes/<CODE>.md, and index.md lists them. Pages of rules that are gone are removed.
+A page for each rule, from its docstring: docs/codes/<CODE>.md, listed by index.md; pages of rules that are gone are
+removed. And in pages that people write the figures between their marks, from committed results (`figures.py`).
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+
+import figures
 
 from fanin import explain
 from fanin.judgement import rule_types
 from fanin.rule import Rule
 from fanin.trust import DOUBTS, Doubt
 
-CODES = Path(__file__).parent / "codes"
+HERE = Path(__file__).parent
+CODES = HERE / "codes"
+REGION = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 
 
 def banner(source: str) -> str:
@@ -44,39 +50,50 @@ def index() -> str:
         "",
         "| code | name | what it says |",
     ]
-    return "\n".join([*head, "|---|---|---|", *rows, ""])
+    listed = ["", "```{toctree}", ":hidden:", ":glob:", "", "FAN*", "```", ""]
+    return "\n".join([*head, "|---|---|---|", *rows, *listed])
 
 
-def wanted() -> dict[str, str]:
-    """Text by file name."""
+def filled(text: str) -> str:
+    """A page with its figures as they are now."""
+    return REGION.sub(lambda mark: f"{mark[1]}\n{figures.REGIONS[mark[2]]()}\n\n{mark[3]}", text)
+
+
+def wanted() -> dict[Path, str]:
+    """Text by file."""
     pages = {f"{rule.code}.md": page(rule) for rule in rule_types()}
-    return {"index.md": index()} | pages | {f"{doubt.code}.md": doubt_page(doubt) for doubt in DOUBTS}
+    codes = {"index.md": index()} | pages | {f"{doubt.code}.md": doubt_page(doubt) for doubt in DOUBTS}
+    written_by_people = {path: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.md"))}
+    marked = {path: filled(text) for path, text in written_by_people.items() if REGION.search(text)}
+    return {CODES / name: text for name, text in codes.items()} | marked
 
 
-def written(folder: Path) -> dict[str, str]:
-    """Text by file name, as it is now."""
-    return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"))}
+def present(pages: dict[Path, str]) -> dict[Path, str]:
+    """The same files as they are now, and pages of codes that are gone."""
+    files = {path for path in pages if path.exists()} | set(CODES.glob("*.md"))
+    return {path: path.read_text(encoding="utf-8") for path in files}
 
 
-def write(folder: Path, pages: dict[str, str]) -> None:
-    """Make the folder hold these pages and no other."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in written(folder).keys() - pages.keys():
-        (folder / name).unlink()
-    for name, text in pages.items():
-        (folder / name).write_text(text, encoding="utf-8")
+def write(pages: dict[Path, str]) -> None:
+    """Make the files hold this, and the folder of codes no other."""
+    CODES.mkdir(parents=True, exist_ok=True)
+    for path in set(CODES.glob("*.md")) - pages.keys():
+        path.unlink()
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
 
 
 def main(args: list[str]) -> int:
-    """Write the pages, or compare them; 1 where one is stale."""
-    pages, present = wanted(), written(CODES)
-    stale = sorted(name for name in pages.keys() | present.keys() if pages.get(name) != present.get(name))
+    """Write, or compare; 1 where something is stale."""
+    pages = wanted()
+    now = present(pages)
+    stale = sorted(str(path.relative_to(HERE)) for path in pages.keys() | now.keys() if pages.get(path) != now.get(path))
     if "--check" not in args:
-        write(CODES, pages)
-        sys.stdout.write(f"{len(pages)} pages in docs/codes, {len(stale)} of them new, changed or removed\n")
+        write(pages)
+        sys.stdout.write(f"{len(pages)} pages in docs, {len(stale)} of them new, changed or removed\n")
         return 0
     if stale:
-        sys.stderr.write(f"stale in docs/codes: {', '.join(stale)}; run ./dev docs and commit the result\n")
+        sys.stderr.write(f"stale in docs: {', '.join(stale)}; run ./dev docs and commit the result\n")
     return 1 if stale else 0
 
 

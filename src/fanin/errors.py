@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""What can go wrong, as one tree::
 
     FaninError
     ├── UsageError              an argument cannot be what it is

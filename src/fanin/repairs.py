@@ -52,7 +52,7 @@ class RepairReport:
 
     @property
     def verdict(self) -> Verdict:
-        """Of the network as given: healthy, poor or undecided."""
+        """healthy, poor or undecided, of the network as given."""
         return self.report.verdict
 
     @property

@@ -286,7 +286,7 @@ class TensorSummary:
 
     @property
     def rms(self) -> float:
-        """Root of the mean square of the finite values: √(variance + mean²)."""
+        """√(variance + mean²), the root of the mean square of the finite values."""
         return float(np.sqrt(self.second_moment))
 
     @property
@@ -311,7 +311,7 @@ class TensorSummary:
 
     @property
     def unit_variance(self) -> float:
-        """Mean over units of the variance over the batch: the part of the signal that depends on the input."""
+        """The part of the signal that depends on the input, as the mean over units of the variance over the batch."""
         if self.units is None:
             return float("nan")
         total = int(self.units.count.sum())
