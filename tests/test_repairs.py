@@ -115,7 +115,9 @@ def test_a_repair_that_wins_but_falls_far_behind_a_wider_one_is_replaced_by_it(
     assert "a wider repair gets further" in " ".join(str(result).split())
 
 
-def test_the_smaller_of_two_repairs_that_get_about_as_far_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smaller_of_two_repairs_that_get_about_as_far_is_proposed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     races(monkeypatch, (0.0, 0.5), (0.0, 0.6))
     result = fanin.repair(built("a layer of zeros"), batches(), loss_fn)
     assert result.repair is not None
