@@ -90,6 +90,13 @@ RECENT = 3
 takes, one right after the other."""
 
 
+def _number(scalar: Tensor | float, arrived: Transfer) -> float:
+    """Of a tensor on a device, what has arrived from there."""
+    if isinstance(scalar, Tensor) and not statistics.on_cpu(scalar):
+        return float(arrived.of(scalar)[0])
+    return float(scalar)
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """A tensor that has been looked at, as it was then."""
@@ -119,7 +126,7 @@ class Seen:
 
     def settled(self, found: TensorSummary, arrived: Transfer) -> TensorSummary:
         """A summary as it would be without a loss scale, with a place for units on other ranks."""
-        plain = found if self.scale is None else found.scaled(1 / float(arrived.of(self.scale)[0]))
+        plain = found if self.scale is None else found.scaled(1 / _number(self.scale, arrived))
         return self.place.widened(plain, self.axis)
 
 
@@ -295,13 +302,17 @@ class Draft:
         if self._transfer is None:
             self.gather()
             results = [r for seen in self._seen.values() for r in seen.results]
-            if isinstance(self.loss, Tensor) and self.loss.dtype is not torch.float64:
+            if isinstance(self.loss, Tensor) and self.loss.dtype in (torch.bfloat16, torch.float16):
                 self.loss = self.loss.float()  # NumPy has no bfloat16
             scalars = [self.loss, *(seen.scale for seen in self._seen.values())]
             self._transfer = Transfer(
                 [
                     *needed_of(r for r in results if isinstance(r, Measurement)),
-                    *(scalar for scalar in scalars if isinstance(scalar, Tensor)),
+                    *(
+                        scalar
+                        for scalar in scalars
+                        if isinstance(scalar, Tensor) and not statistics.on_cpu(scalar)
+                    ),
                 ]
             )
         return self._transfer
@@ -310,11 +321,8 @@ class Draft:
         """The step, once all that was measured is here; waits for that."""
         arrived = self.leave()
         observations = tuple(self._observations(arrived))
-        loss = self.loss
-        if loss is None:
-            return Step(self.index, Mode.TRAIN, observations, {})
-        known = float(arrived.of(loss)[0]) if isinstance(loss, Tensor) else float(loss)
-        return Step(self.index, Mode.TRAIN, observations, {self.worker: known})
+        losses = {} if self.loss is None else {self.worker: _number(self.loss, arrived)}
+        return Step(self.index, Mode.TRAIN, observations, losses)
 
     def _observations(self, arrived: Transfer) -> Iterable[Observation]:
         """In the order in which they were made, which is that of what was read."""

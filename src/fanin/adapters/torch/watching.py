@@ -34,6 +34,7 @@ from fanin.adapters.torch.describe import framework, is_compiled, unwrapped
 from fanin.adapters.torch.drafting import Draft, Needed
 from fanin.adapters.torch.frames import calling_frame, is_running
 from fanin.adapters.torch.hooks import Handles, Hook, is_ours_alone
+from fanin.adapters.torch.modes import is_recording
 from fanin.adapters.torch.outgoing import Outgoing
 from fanin.adapters.torch.scaling import kept, scale_of
 from fanin.adapters.torch.sharding import is_replicated, require_sharded_before
@@ -196,7 +197,7 @@ class TorchWatching:
 
         Torch's function modes are off meanwhile: our own arithmetic is no part of the model.
         """
-        if self.detached or self.asleep or os.getpid() != self._process:
+        if self.detached or self.asleep or os.getpid() != self._process or is_recording():
             return
         self._grad_enabled = enabled = torch.is_grad_enabled()
         try:
