@@ -1,0 +1,1 @@
+"""The documentation, run: every block of Python and of commands does what its page says."""
