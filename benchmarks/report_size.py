@@ -15,9 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
+from _record import circumstances, keep, quartiles, table, told
 from playwright.sync_api import Browser, sync_playwright
 
-from _record import circumstances, keep, quartiles, table, told
 from fanin.examine import Report, judge
 from fanin.synthetic import mlp
 
@@ -63,7 +63,9 @@ def measured(browser: Browser, layers: int, rounds: int, folder: Path) -> dict[s
 
 def main() -> None:
     """Measure, print the table, and keep it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     record = circumstances("altair", "vl-convert-python", "playwright")
@@ -74,8 +76,15 @@ def main() -> None:
         record["browser"] = browser.version
         results = [measured(browser, layers, rounds, Path(folder)) for layers in LAYERS]
         browser.close()
-    record |= {"load_average_after": circumstances()["load_average"], "first_page_seconds": first, "results": results}
-    rows = [(r["layers"], f"{r['bytes'] / 1000:.0f}", told(r["seconds"]), told(r["drawn_seconds"])) for r in results]
+    record |= {
+        "load_average_after": circumstances()["load_average"],
+        "first_page_seconds": first,
+        "results": results,
+    }
+    rows = [
+        (r["layers"], f"{r['bytes'] / 1000:.0f}", told(r["seconds"]), told(r["drawn_seconds"]))
+        for r in results
+    ]
     print(table(("layers", "kB", "s to write", "s to draw"), rows))
     print(f"first page of a process {first:.2f} s; {keep('report_size', record)}")
 

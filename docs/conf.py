@@ -28,9 +28,15 @@ nitpicky = True
 nitpick_ignore_regex = [
     # What belongs to other projects: their inventories would be fetched from the network.
     ("py:.*", r"(torch|numpy|np|os|pathlib|collections|typing|click|_abc|argparse)(\..*)?"),
-    ("py:.*", r"(Any|Callable|Iterable|Iterator|Mapping|Sequence|Path|PathLike|Literal|str|optional|inf|nan)"),
+    (
+        "py:.*",
+        r"(Any|Callable|Iterable|Iterator|Mapping|Sequence|Path|PathLike|Literal|str|optional|inf|nan)",
+    ),
     # Types that signatures mention and that are no part of what a user calls.
-    ("py:.*", r"(fanin\.)?(stores|summary|trial|finding|cause|rule|race|change|examine|repairs|capture|sagemaker\.tensor)\..*"),
+    (
+        "py:.*",
+        r"(fanin\.)?(stores|summary|trial|finding|cause|rule|race|change|examine|repairs|capture|sagemaker\.tensor)\..*",
+    ),
 ]
 
 myst_enable_extensions = ["dollarmath", "deflist", "attrs_inline"]

@@ -136,7 +136,12 @@ def calibration() -> str:
     """What a stated confidence is worth."""
     found = read(SCORES)["stages"]["step 0"]["calibration"]
     rows = [
-        (f"{one['from']:.1f} to {one['to']:.1f}", one["count"], f"{one['mean_confidence']:.3f}", f"{one['share_right']:.3f}")
+        (
+            f"{one['from']:.1f} to {one['to']:.1f}",
+            one["count"],
+            f"{one['mean_confidence']:.3f}",
+            f"{one['share_right']:.3f}",
+        )
         for one in found["bins"]
     ]
     return table(("stated", "verdicts", "stated, mean", "right"), rows)
@@ -150,7 +155,11 @@ def zoo() -> str:
     theirs = Counter((row["origin"], row["documented"]) for row in models)
     origins = dict.fromkeys(row["origin"] for row in models)
     rows = [
-        (origin, *(counts[origin, verdict] for verdict in ("healthy", "poor", "undecided")), theirs[origin, "poor"])
+        (
+            origin,
+            *(counts[origin, verdict] for verdict in ("healthy", "poor", "undecided")),
+            theirs[origin, "poor"],
+        )
         for origin in origins
     ]
     total = ("**all**", *(sum(column) for column in list(zip(*rows, strict=True))[1:]))
@@ -176,7 +185,10 @@ def race_limits() -> str:
     rows = [
         ("steps of each twin", f"{race.STEPS}; up to {race.MOST} while the network as given is behind"),
         ("learning rates", f"{factors} times that of your optimizer; without one {rates} of Adam"),
-        ("healthy, and the race may end", f"ratio above {race.LEVEL:g}; after {race.STEPS} steps {race.CLEAR:g}"),
+        (
+            "healthy, and the race may end",
+            f"ratio above {race.LEVEL:g}; after {race.STEPS} steps {race.CLEAR:g}",
+        ),
         ("poor", f"ratio below {race.POOR:g}, beyond {race.SIGMAS:g} standard errors of the difference"),
         ("poor only where the re-draw learns", f"its progress is at least {race.LEAST:g}"),
     ]
@@ -196,7 +208,11 @@ def repairs() -> str:
 def _method(one: dict[str, Any]) -> tuple[str, str, str]:
     cured, harmed = one["poor recovered"], one["healthy harmed"]
     share = f"{cured['count']} of {cured['of']} ({percent(cured['share'])})"
-    return share, f"{harmed['count']} of {harmed['of']}" if harmed["of"] else "not tried", f"{one['seconds_median']:.2g}"
+    return (
+        share,
+        f"{harmed['count']} of {harmed['of']}" if harmed["of"] else "not tried",
+        f"{one['seconds_median']:.2g}",
+    )
 
 
 def pasted() -> str:
@@ -204,8 +220,8 @@ def pasted() -> str:
     same = read("repair/results/test-pasted.json")["same verdict"]
     safe = read(REPAIRS)["methods"]["repair"]["safe and better"]
     return (
-        f"Of {safe['of']} repairs that were proposed as safe, {safe['count']} did better in full training than the start. "
-        f"The code to paste gives the repair's verdict in {same['count']} of {same['of']} cases."
+        f"Of {safe['of']} repairs that were proposed as safe, {safe['count']} did better in full training than the "
+        f"start. The code to paste gives the repair's verdict in {same['count']} of {same['of']} cases."
     )
 
 
@@ -238,10 +254,18 @@ def pages() -> str:
     """Size and time of the HTML report."""
     found = read("results/report_size.json")["results"]
     rows = [
-        (one["layers"], one["steps"], f"{one['bytes'] / 1000:.0f}", f"{one['seconds']['median']:.2f}", f"{one['drawn_seconds']['median']:.2f}")
+        (
+            one["layers"],
+            one["steps"],
+            f"{one['bytes'] / 1000:.0f}",
+            f"{one['seconds']['median']:.2f}",
+            f"{one['drawn_seconds']['median']:.2f}",
+        )
         for one in found
     ]
-    return table(("layers", "steps", "kB", "seconds to write", "seconds until a browser has drawn it"), rows, 0)
+    return table(
+        ("layers", "steps", "kB", "seconds to write", "seconds until a browser has drawn it"), rows, 0
+    )
 
 
 # -- the schema
@@ -252,7 +276,12 @@ def schema() -> str:
     found = json.loads((ROOT / "src/fanin/reports/report.schema.json").read_text(encoding="utf-8"))
     required = set(found["required"])
     rows = [
-        (f"`{name}`", _type(one), "always" if name in required else "where there is one", one.get("description", ""))
+        (
+            f"`{name}`",
+            _type(one),
+            "always" if name in required else "where there is one",
+            one.get("description", ""),
+        )
         for name, one in found["properties"].items()
     ]
     return table(("field", "type", "present", "meaning"), rows, 4)
@@ -276,8 +305,8 @@ def _type(one: dict[str, Any]) -> str:
 REGIONS = {
     one.__name__.replace("_", "-"): one
     for one in (
-        verdicts, race_limits, test_split, false_alarms, misses, calibration, zoo, invariance, repairs, pasted, watching, checking,
-        pages, schema,
+        verdicts, race_limits, test_split, false_alarms, misses, calibration, zoo, invariance, repairs, pasted,
+        watching, checking, pages, schema,
     )
 }  # fmt: skip
 """Name between marks -> what writes it."""

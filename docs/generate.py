@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import figures
-
 from fanin import explain
 from fanin.judgement import rule_types
 from fanin.rule import Rule
@@ -87,7 +86,9 @@ def main(args: list[str]) -> int:
     """Write, or compare; 1 where something is stale."""
     pages = wanted()
     now = present(pages)
-    stale = sorted(str(path.relative_to(HERE)) for path in pages.keys() | now.keys() if pages.get(path) != now.get(path))
+    stale = sorted(
+        str(path.relative_to(HERE)) for path in pages.keys() | now.keys() if pages.get(path) != now.get(path)
+    )
     if "--check" not in args:
         write(pages)
         sys.stdout.write(f"{len(pages)} pages in docs, {len(stale)} of them new, changed or removed\n")

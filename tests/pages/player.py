@@ -148,7 +148,7 @@ def warm() -> Mapping[str, Any]:
     import torch
 
     import fanin.cli
-    import fanin.repairs  # noqa: F401
+    import fanin.repairs
 
     torch.set_num_threads(1)
     return vars(fanin.cli)

@@ -25,7 +25,7 @@ def build():
     return model, (inputs, inputs[:, :10].argmax(dim=1)), nn.CrossEntropyLoss()
 '''
 
-SCRIPT = '''
+SCRIPT = """
 import argparse
 
 import torch
@@ -39,12 +39,12 @@ for _ in range(12):
     optimizer.zero_grad()
     loss_fn(model(inputs), targets).backward()
     optimizer.step()
-'''
+"""
 
 RULE = """{"DebugRuleConfiguration": {"RuleConfigurationName": "PoorWeightInitialization", "RuleParameters":
 {"rule_to_invoke": "PoorWeightInitialization"}}}"""
 
-NAMES = '''
+NAMES = """
 import torch
 from my_model import build
 
@@ -64,9 +64,8 @@ def train():
         optimizer.zero_grad()
         loss_fn(model(inputs), targets).backward()
         optimizer.step()
-'''
+"""
 """Of the README's fragments."""
-
 
 
 def readme(folder: Path) -> str:
