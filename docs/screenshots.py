@@ -1,10 +1,11 @@
-"""Take the pictures of the README: `.venv/bin/python docs/screenshots.py`, with a Chromium on the PATH and Pillow.
+"""Take the pictures of the README: `.venv/bin/python docs/screenshots.py`, with a Chromium on the PATH, and Pillow.
 
 They are of real checks: examples/digits.py as PyTorch draws it, in light; and a plain network of 500 layers, in dark.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from io import BytesIO
@@ -26,7 +27,7 @@ COLORS = 240
 
 def digits() -> fanin.Report:
     """The example that does not learn."""
-    given = load_target(f"{HERE.parent}/examples/digits.py:default_weights")
+    given = load_target("examples/digits.py:default_weights")
     return fanin.check(*given, optimizer=given.optimizer)
 
 
@@ -54,6 +55,7 @@ def shoot(browser: Browser, report: fanin.Report, name: str, scheme: str, folder
 
 def main() -> None:
     """Write report.png and report-500.png."""
+    os.chdir(HERE.parent)  # so that the report names lines as a reader of the repository would
     chromium = shutil.which("chromium") or sys.exit("needs a Chromium on the PATH")
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

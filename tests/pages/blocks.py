@@ -1,9 +1,9 @@
 """What a page of the documentation holds that can be run.
 
-A block of Python is run, or is a file where its first line is a comment with nothing but a name; one of text after it is
-what it prints. A block of commands has a prompt before each, and what they print below it, `...` standing for any lines.
-Comments before a block say what a reader sees anyway: `<!-- exits 1 -->`, `<!-- file: rule.json -->`, and, with its
-reason, `<!-- not run: why -->`.
+A block of Python is run, or is a file where its first line is a comment with nothing but a name; one of text right
+after it is what it prints. A block of commands has a prompt before each, and what they print below it, `...` standing
+for any lines. Comments before a block say what a reader sees anyway: `<!-- exits 1 -->`, `<!-- file: rule.json -->`,
+and, with its reason, `<!-- not run: why -->`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from math import inf, nan
+from math import inf, log10, nan
 
 import pytest
 
@@ -14,8 +14,8 @@ from fanin.finding import Diagnosis, Verdict
 from fanin.race import Heat, Race
 from fanin.reports.charts import CHARTS, available, chart, figures, svg
 from fanin.reports.charts.blocks import block_of, labels
-from fanin.reports.charts.data import LOWEST
-from fanin.synthetic import mlp
+from fanin.reports.charts.data import HALF_BAND, LOWEST
+from fanin.synthetic import mlp, normal
 from fanin.trial import Mode
 from reports.deep import deep
 from reports.test_repair import REPAIR
@@ -46,7 +46,21 @@ def test_where_theory_tells_little_no_number_is_expected() -> None:
     shown = figures(mlp(widths=(16,) * 60 + (10,)), UNJUDGED)
     assert shown.points[2].sound is not None
     assert (shown.points[-1].sound, shown.points[-1].low is None) == (None, False)
-    assert max(cell.depth for cell in shown.cells) < 60
+    assert all(abs(cell.ratio) <= HALF_BAND for cell in shown.cells if cell.depth == 60)  # within the band
+
+
+def test_what_lies_beyond_a_wide_band_is_off_by_the_distance_to_its_edge() -> None:
+    overrides = {"blocks.58.fc.weight": normal(1e-8)}
+    shown = figures(mlp(widths=(16,) * 60 + (10,), overrides=overrides), UNJUDGED)
+    point = next(point for point in shown.points if point.layer == "blocks.58.fc")
+    cell = next(cell for cell in shown.cells if cell.depth == point.depth)
+    assert point.sound is None
+    assert point.low is not None
+    assert point.variance is not None
+    beyond = log10(point.variance / point.low)
+    assert beyond < -3
+    assert point.off(point.variance) == pytest.approx(beyond)
+    assert cell.ratio == pytest.approx(beyond - HALF_BAND)
 
 
 def test_the_first_bad_layer_and_what_is_downstream_are_marked() -> None:

@@ -270,7 +270,15 @@ def _axe() -> str:
 
 @pytest.mark.parametrize(
     ("name", "scheme"),
-    [("10", "light"), ("10", "dark"), ("repair", "dark"), ("undecided", "light"), ("empty", "dark")],
+    [
+        ("10", "light"),
+        ("10", "dark"),
+        ("500", "light"),
+        ("500", "dark"),
+        ("repair", "dark"),
+        ("undecided", "light"),
+        ("empty", "dark"),
+    ],
 )
 def test_an_audit_of_accessibility_finds_nothing(opened: Open, name: str, scheme: str) -> None:
     axe = _axe()

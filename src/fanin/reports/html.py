@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
-from math import isfinite, isnan, log10
+from math import isfinite, isnan
 from typing import Any
 
 from fanin.change import Repair
@@ -27,6 +27,9 @@ from fanin.trial import LayerSpec, Trial
 
 SYMBOLS = {Verdict.HEALTHY: "✓", Verdict.POOR: "✕", Verdict.UNDECIDED: "?"}
 """A shape for each verdict, for those who cannot tell its colour."""
+
+NOTHING = -99.0
+"""Decades that stand for a variance of zero, which has none: less than any that a float can hold."""
 
 FURTHEST = 3.0
 """Decades at which the marks of the table end, as the heat map's colours do."""
@@ -244,6 +247,7 @@ def _rows(trial: Trial, shown: Figures) -> Iterator[dict[str, Any]]:
 
 def _row(place: int, layer: LayerSpec | None, point: Point | None, idle: bool) -> dict[str, Any]:
     off = _decades_off(point)
+    banded = point if point and point.is_judged and point.sound is None else None
     source = next((str(p.source) for p in layer.parameters if p.source), "") if layer else ""
     return {
         "place": place,
@@ -255,6 +259,7 @@ def _row(place: int, layer: LayerSpec | None, point: Point | None, idle: bool) -
         "code": point.code if point else "",
         "variance": point.variance if point else None,
         "sound": point.sound if point else None,
+        "band": (banded.low, banded.high) if banded else None,
         "off": off,
         "bar": _bar(off),
         "times": _times(off),
@@ -264,9 +269,9 @@ def _row(place: int, layer: LayerSpec | None, point: Point | None, idle: bool) -
 
 
 def _decades_off(point: Point | None) -> float | None:
-    if point is None or point.variance is None or point.sound is None or not isfinite(point.variance):
+    if point is None or point.variance is None or not point.is_judged or not isfinite(point.variance):
         return None
-    return log10(point.variance / point.sound) if point.variance > 0 else -99.0
+    return max(point.off(point.variance), NOTHING)
 
 
 def _bar(off: float | None) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil, floor, isfinite, isnan, log, log10, nan, sqrt
+from math import ceil, copysign, floor, isfinite, isnan, log, log10, nan, sqrt
 from typing import Any
 
 from fanin.change import Repair
@@ -68,10 +68,33 @@ class Point:
     code: str
     source: str
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether it is known where its variance should lie."""
+        return self.low is not None and self.high is not None
+
+    def off(self, value: float) -> float:
+        """Decades that a variance is off what is expected: its middle, or the band where no single number is; nan
+        where neither is known."""
+        if self.sound is not None:
+            return decades(value / self.sound)
+        if self.low is None or self.high is None:
+            return nan
+        return decades(value / min(max(value, self.low), self.high)) if isfinite(value) else nan
+
+    def tint(self, value: float) -> float:
+        """Decades off for a colour. At the edge of the band it is HALF_BAND however wide the band is, so that what
+        random draws do to a sound network has hardly a colour, at any depth."""
+        if self.low is None or self.high is None or not isfinite(value):
+            return nan
+        middle, half = decades(self.low * self.high) / 2, decades(self.high / self.low) / 2
+        away = decades(value) - middle
+        return copysign(min(abs(away) * HALF_BAND / half, HALF_BAND) + max(abs(away) - half, 0), away)
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One layer at one step: log10(measured / expected); -inf for nothing at all, nan for what is not finite."""
+    """One layer at one step: decades off what is expected; -inf for nothing at all, nan for what is not finite."""
 
     depth: int
     step: int
@@ -339,9 +362,9 @@ def _placed(value: float | None, decades: tuple[int, int]) -> tuple[float | None
 
 def _cells(trial: Trial, points: Sequence[Point]) -> Iterator[Cell]:
     """At the steps where a layer's output, or the activation input that it is, was seen."""
-    sound = {point.layer: (point.depth, point.sound) for point in points if point.sound}
+    judged = {point.layer: point for point in points if point.is_judged}
     behind = _activation_inputs(trial)
-    for path, (depth, middle) in sound.items():
+    for path, point in judged.items():
         per_unit = whole = nan
         for step in trial.train_steps:
             seen = _pre_activation(step, path, behind)
@@ -354,7 +377,7 @@ def _cells(trial: Trial, points: Sequence[Point]) -> Iterator[Cell]:
                 value *= (
                     per_unit / whole
                 )  # as large a share of it varies with the input as when that was last seen
-            yield Cell(depth, step.index, decades(value / middle) if middle and isfinite(value) else nan)
+            yield Cell(point.depth, step.index, point.tint(value))
 
 
 def _activation_inputs(trial: Trial) -> Mapping[str, str]:
