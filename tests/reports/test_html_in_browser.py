@@ -265,6 +265,10 @@ def _axe() -> str:
     return (Path(module.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 
 
+REST = "#table tbody tr:nth-child(n + 40)"
+"""Rows that the audit leaves out: they are as those before them, and the 500 would take it a minute."""
+
+
 # ── for everybody ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -286,7 +290,7 @@ def test_an_audit_of_accessibility_finds_nothing(opened: Open, name: str, scheme
     for details in shown.page.locator("details").all():
         details.evaluate("element => { element.open = true; }")
     shown.page.evaluate(axe)
-    found = shown.page.evaluate("axe.run()")
+    found = shown.page.evaluate(f"axe.run({{exclude: [['{REST}']]}})")
     assert [
         (v["id"], v["impact"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found["violations"]
     ] == []
