@@ -76,7 +76,10 @@ def fail(error: FaninError) -> int:
     """Say what is wrong, with a traceback where FANIN_DEBUG asks for one."""
     if os.environ.get("FANIN_DEBUG"):
         traceback.print_exception(error)
-    click.echo(f"error: {error}", err=True)
+    from fanin.output import Output
+
+    out = Output(to_stderr=True)
+    out.write(out.complaint(str(error)))
     return BROKEN
 
 
@@ -190,9 +193,9 @@ def check(
       fanin check model.py:build               a file
       fanin check app.models:build             a module, from here
       fanin check app.models:build -o init.html
-      fanin check model.py:build --race        and train copies a little, beside sound ones
+      fanin check model.py:build --race        and train copies beside sound ones
       fanin check model.py:build --fix         and propose a repair that is proven
-      fanin check model.py:build --diff        and show it as a change of your files
+      fanin check model.py:build --diff        and as a change of your files
 
     The model and your files are never changed. For --race and --fix the batch is a DataLoader, a list of batches, or
     one batch of 64 examples or more.
@@ -246,11 +249,9 @@ def _fixed(report: Report, given: Target, budget: str | None, force: bool) -> Re
 
 def _repairing(bar: Progress, task: TaskID, phase: str, done: int, planned: int) -> None:
     """What a proof costs is said before it begins, on a terminal and elsewhere."""
-    if phase == "proof" and not done:
-        click.echo(
-            f"proof: up to {planned} forward and backward passes on copies of the model; Ctrl-C ends it",
-            err=True,
-        )
+    if phase == "proof" and not done:  # by the bar's console, which puts it above the bar
+        said = f"proof: up to {planned} forward and backward passes on copies of the model; Ctrl-C ends it"
+        bar.console.print(said, markup=False, highlight=False, soft_wrap=True)
     bar.update(task, description=phase, completed=done, total=planned)
 
 

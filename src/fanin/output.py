@@ -24,6 +24,9 @@ from fanin.trial import Trial
 WIDTH = 80
 """Columns of what is not shown on a terminal."""
 
+HANG = len("  expected  ")
+"""Columns at which the details of an error begin (see `fanin.errors`)."""
+
 READABLE = 100
 """Columns beyond which lines of prose are hard to follow."""
 
@@ -71,12 +74,31 @@ class Output:
         """A page as it looks on a terminal."""
         from rich.console import Console
         from rich.markdown import Markdown
+        from rich.theme import Theme
 
         width = min(self.width, READABLE)
-        console = Console(width=width, force_terminal=True, no_color=not self.colored, legacy_windows=False)
+        console = Console(
+            width=width,
+            force_terminal=True,
+            no_color=not self.colored,
+            legacy_windows=False,
+            theme=Theme({"markdown.h2": "bold"}),  # not magenta: a colour has a meaning here, or is not there
+        )
         with console.capture() as captured:
             console.print(Markdown(text))
         return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+
+    def complaint(self, text: str) -> str:
+        """An error in a block of its own, its first word in red; on a terminal long lines hang below their start."""
+        what, *details = text.split("\n")
+        lines = [line for one in details for line in self._hung(one)]
+        word = click.style("error:", fg="red", bold=True) if self.colored else "error:"
+        return "\n".join([f"{word} {what}", *lines])
+
+    def _hung(self, line: str) -> list[str]:
+        if not self.on_terminal or not line.startswith("  "):
+            return [line]
+        return textwrap.wrap(line, self.width, subsequent_indent=" " * HANG, break_on_hyphens=False) or [line]
 
     def table(self, rows: Sequence[Sequence[str]]) -> str:
         """Rows in columns; the last column is wrapped on a terminal, and left whole for other programs."""

@@ -55,6 +55,19 @@ def test_color_changes_the_look_and_not_a_character(case: str) -> None:
     assert plain == shown(case)
 
 
+def test_a_label_is_bold_and_its_text_is_not() -> None:
+    lines = shown("cliff", color=True).splitlines()
+    why = next(line for line in lines if "Why" in line)
+    assert re.fullmatch(r"\x1b\[1mWhy *\x1b\[0m[^\x1b]+", why)
+
+
+def test_a_layer_at_fault_stands_out_and_its_axis_does_not() -> None:
+    row = next(line for line in shown("cliff", color=True).splitlines() if ">>" in line)
+    styles = dict(re.findall(r"\x1b\[([\d;]+)m *(X|\.|>>)", row))
+    assert styles["1;31"] in {"X", ">>"}
+    assert styles["2"] == "."
+
+
 @pytest.mark.parametrize("variable", ["NO_COLOR", "FORCE_COLOR", "COLUMNS"])
 def test_the_report_depends_on_its_arguments_alone(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [shown("cliff", color=color) for color in (False, True)]

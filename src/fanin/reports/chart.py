@@ -92,7 +92,7 @@ class Axis:
         if value is None:
             return text
         place, sign = self._place(value, marker)
-        return text[:place] + Text(sign, style=style) + text[place + 1 :]
+        return Text.assemble(text[:place], (sign, style), text[place + 1 :])
 
     def _place(self, value: float, marker: str) -> tuple[int, str]:
         if isnan(value):
@@ -138,10 +138,12 @@ def _row(depth: int, reading: Reading, mark: Mark, label: int, axis: Axis) -> Te
     style = mark.style if mark is not Mark.FREE else ""
     value = "-" if reading.variance is None else short(reading.variance)
     spread = "-" if reading.spread is None else short(reading.spread)
-    row = Text(f"{mark.sign:>2} ", style=mark.style)
-    row += Text(f"{depth:>5}  {pad(escape(reading.label), label)}  {value:>10}  ", style=style)
-    row += axis.strip(reading.variance, mark.marker, mark.style)
-    return row + Text(f"  {spread:>11}", style=style)
+    return Text.assemble(
+        (f"{mark.sign:>2} ", mark.style),
+        (f"{depth:>5}  {pad(escape(reading.label), label)}  {value:>10}  ", style),
+        axis.strip(reading.variance, mark.marker, mark.style),
+        (f"  {spread:>11}", style),
+    )
 
 
 def _folded(marks: Sequence[Mark], verdict: Verdict) -> Text:

@@ -82,8 +82,8 @@ def _head(repair: Repair | None, discarded: Sequence[Repair], applied: bool, wid
             why = "no fault was found, and no race has confirmed it"
         elif repair is not None:
             why = repair.reasons[0] if repair.reasons else "the cause is not in the initialization"
-        return [Text("REPAIR", style="bold") + Text(f"  none: {why}")]
-    word = Text("REPAIR", style="bold") + Text("  ") + Text(repair.safety.value, style=STYLES[repair.safety])
+        return [Text.assemble(("REPAIR", "bold"), f"  none: {why}")]
+    word = Text.assemble(("REPAIR", "bold"), "  ", (repair.safety.value, STYLES[repair.safety]))
     layers = len({change.parameter.rpartition(".")[0] for change in repair.changes})
     said = f", {counted(len(repair.changes), 'parameter')} in {counted(layers, 'layer')}"
     state = "applied" if applied else "not applied"
@@ -182,7 +182,7 @@ def _tried(repair: Repair) -> str:
 
 def _code(repair: Repair, diff: bool, width: int) -> Iterator[Text]:
     yield Text()
-    yield Text("Code", style="bold") + Text("   after the model is built:")
+    yield Text.assemble(("Code", "bold"), "   after the model is built:")
     yield from (Text(f"    {escape(line)}", style="cyan", no_wrap=True) for line in repair.code.splitlines())
     if not diff:
         return
@@ -194,4 +194,6 @@ def _code(repair: Repair, diff: bool, width: int) -> Iterator[Text]:
 
 
 def _shade(line: str) -> str:
+    if line.startswith(("--- ", "+++ ")):
+        return "bold"
     return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")

@@ -66,10 +66,10 @@ def _head(trial: Trial, diagnosis: Diagnosis, width: int) -> list[Text]:
     if not diagnosis.origins:
         model = elide(escape(trial.spec.name), width // 2)
         layers = counted(len(trial.spec.weight_layers), "weight layer")
-        return banner(word + Text(f"  {model}, {layers}"), trial.spec.framework, width)
+        return banner(Text.assemble(word, f"  {model}, {layers}"), trial.spec.framework, width)
     finding = diagnosis.origins[0].finding
     source = escape(str(finding.source)) if finding.source else ""
-    left = word + Text(f"  {finding.code} {finding.name}", style="bold")
+    left = Text.assemble(word, (f"  {finding.code} {finding.name}", "bold"))
     beside = width - left.cell_len - (cell_len(source) + 2 if source else 0)
     place = _place(trial, finding, beside)
     if cell_len(place) <= beside:
@@ -183,7 +183,7 @@ def _other(finding: Finding, width: int) -> list[Text]:
     where = elide(escape(finding.layer) or "the model", max(room, 12))
     why = f": {finding.cause.title if finding.cause else finding.quantity}"
     why = why if cell_len(where + why) <= room else ""
-    return banner(label + Text(what + where + why), source, width)
+    return banner(Text.assemble(label, what + where + why), source, width)
 
 
 def _notes(diagnosis: Diagnosis, width: int) -> Iterator[Text]:

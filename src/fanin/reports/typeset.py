@@ -100,7 +100,8 @@ def paragraph(label: str, text: str, width: int, *, hang: int = LABEL) -> list[T
     words = " ".join(elide(word, room) for word in escape(text).split(" "))
     reserved = "_" * (len(head) - hang)  # one word without blanks, so that wrapping cannot break it
     wrapped = Text(reserved + words).wrap(Console(width=room), room, overflow="fold")
-    first = Text(head, style="bold") + wrapped[0][len(reserved) :]
+    # Assembled, since the sum of two texts has the style of the first one throughout.
+    first = Text.assemble((head, "bold"), wrapped[0][len(reserved) :])
     return [first, *(Text(" " * hang) + line for line in wrapped[1:])]
 
 
@@ -111,7 +112,7 @@ def banner(left: Text, right: str, width: int) -> list[Text]:
     if not aside:
         return [left]
     if blank >= 2:
-        return [left + Text(" " * blank) + Text(aside, style="cyan")]
+        return [Text.assemble(left, " " * blank, (aside, "cyan"))]
     return [left, Text(" " * (width - cell_len(aside))) + Text(aside, style="cyan")]
 
 
