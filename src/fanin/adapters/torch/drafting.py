@@ -147,9 +147,10 @@ def _aliased(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A tensor to be looked at together with others, and where its measurement goes."""
+    """A tensor to be looked at together with others, as it was when that was asked, and where its measurement goes."""
 
     tensor: Tensor
+    version: int
     histogram: bool
     results: list[Measurement | TensorSummary]
 
@@ -232,8 +233,9 @@ class Draft:
         self, role: Role, value: Tensor, place: Place, detail: Detail, axis: int | None, stays: bool
     ) -> list[Measurement | TensorSummary]:
         if stays and axis is None and statistics.is_fused(value):
-            self._waiting.append(Waiting(value, detail.histogram, []))
-            return self._waiting[-1].results
+            one = Waiting(value, value._version, detail.histogram, [])
+            self._waiting.append(one)
+            return one.results
         start = place.position(tuple(value.shape), axis) if axis is not None else 0
         seen, value = value, _aliased(value)
         # On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form.
@@ -288,14 +290,25 @@ class Draft:
         read_now = iter(read([r for r in known if isinstance(r, Measurement)], arrived))
         return (next(read_now) if isinstance(r, Measurement) else r for r in known)
 
-    def gather(self) -> None:
-        """Look at what waits, in one launch for each kind of it."""
+    def gather(self) -> bool:
+        """Look at what waits, in one launch for each kind of it.
+
+        Returns:
+            Whether all of it was as it had been. What somebody has written to since is not recorded, rather than wrong.
+        """
+        waiting = [one for one in self._waiting if one.tensor._version == one.version]
+        written = [one.results for one in self._waiting if one.tensor._version != one.version]
+        if written:
+            lost = [key for key, seen in self._seen.items() if any(seen.results is one for one in written)]
+            for key in lost:
+                del self._seen[key]
         for histogram in (False, True):
-            these = [one for one in self._waiting if one.histogram is histogram]
+            these = [one for one in waiting if one.histogram is histogram]
             found = measure_all([one.tensor for one in these], histogram) if these else []
             for one, measurement in zip(these, found, strict=True):
                 one.results.append(measurement)
         self._waiting.clear()
+        return not written
 
     def leave(self) -> Transfer:
         """Send what was measured on devices on its way; nothing is added from now on, and nothing waits."""
