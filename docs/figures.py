@@ -183,7 +183,10 @@ def race_limits() -> str:
     rates = ", ".join(f"{rate:g}" for rate in race.RATES)
     factors = ", ".join(f"{factor:.2g}" for factor in race.FACTORS)
     rows = [
-        ("steps of each twin", f"{race.STEPS}; up to {race.MOST} while the network as given is behind"),
+        (
+            "steps of each twin",
+            f"{race.STEPS}; up to {race.MOST} while the network as given is behind, or neither moves",
+        ),
         ("learning rates", f"{factors} times that of your optimizer; without one {rates} of Adam"),
         (
             "healthy, and the race may end",
