@@ -84,8 +84,9 @@ DARK = TerminalTheme(
 THEMES = {"light": LIGHT, "dark": DARK}
 """GitHub's, whose sixteen colours can be read on white and on black."""
 
-PAGE = """<style>body {{ margin: 0; background: {background}; }} pre {{ margin: 0; padding: 14px 18px; width: max-content; color: {foreground};
-background: {background}; font: 14px/1.3 "DejaVu Sans Mono", Menlo, Consolas, monospace; }} {stylesheet}</style>
+PAGE = """<style>body {{ margin: 0; background: {background}; }} pre {{ margin: 0; padding: 14px 18px;
+width: max-content; color: {foreground}; background: {background};
+font: 14px/1.3 "DejaVu Sans Mono", Menlo, Consolas, monospace; }} {stylesheet}</style>
 <pre>{code}</pre>"""
 
 

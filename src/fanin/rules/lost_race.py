@@ -31,9 +31,9 @@ class LostRace(Rule):
     How it is measured
     ------------------
     Copies of the network as given and of its re-draw are trained for up to 60 steps (240 while the network as given is
-    behind, or neither has moved) at several learning rates. Progress is the share of the uninformed loss that is gone, averaged over the last quarter
-    of the steps, at the learning rate that suits each best. A fault when the network as given makes less than half of
-    the re-draw's progress, beyond two standard errors of the difference, paired by batch.
+    behind, or neither has moved) at several learning rates. Progress is the share of the uninformed loss that is gone,
+    averaged over the last quarter of the steps, at the learning rate that suits each best. A fault when the network as
+    given makes less than half of the re-draw's progress, beyond two standard errors of the difference, paired by batch.
 
     When it is wrong
     ----------------
