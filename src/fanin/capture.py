@@ -18,7 +18,7 @@ from typing import Any
 from weakref import finalize, ref
 
 from fanin.adapters import adapter_for
-from fanin.adapters.base import OnError, Watching, WatchPlan
+from fanin.adapters.base import OnError, Watching, WatchPlan, brief
 from fanin.errors import FaninError, StoreError, TrialExistsError, TrialFormatError, UsageError
 from fanin.judgement import load_rules, needs
 from fanin.rule import Rule
@@ -131,7 +131,7 @@ class Watch:
         adapter, worker = adapter_for(model), _rank()
         known = about(adapter.describe(model).framework)
         if optimizer is not None:
-            known["optimizer"] = _brief(optimizer)
+            known["optimizer"] = brief(optimizer)
         needed = needs(load_rules() if rules is None else rules)
         self._store, self._writer = _begun(trial, worker, known, self._on_error)
         self.watching = adapter.watch(
@@ -259,14 +259,6 @@ def within(seconds: float, begin: Callable[[], Writer]) -> Writer:
     if isinstance(found, BaseException):
         raise found
     return found
-
-
-def _brief(optimizer: Any) -> str:
-    """An optimizer in a line: `SGD lr=0.05 momentum=0.9`."""
-    settings = {
-        k: v for k, v in getattr(optimizer, "defaults", {}).items() if v and isinstance(v, int | float)
-    }
-    return " ".join([type(optimizer).__name__, *(f"{k}={v}" for k, v in settings.items())])
 
 
 def _own_version() -> str:

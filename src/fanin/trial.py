@@ -173,6 +173,7 @@ class ModelSpec:
         activations: In forward order.
         outputs: Paths of the layers whose output reaches the model's output; empty where not known.
         notes: What could not be watched, and why, one sentence each.
+        optimizer: What was seen to step, by class and settings (`SGD lr=0.05`); empty where none was.
     """
 
     name: str
@@ -181,6 +182,7 @@ class ModelSpec:
     activations: tuple[ActivationSpec, ...] = ()
     outputs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    optimizer: str = ""
 
     def layer(self, path: str) -> LayerSpec:
         """The layer at this path.
@@ -317,7 +319,8 @@ class Trial:
     def adapts(self) -> bool:
         """Whether the optimizer, where it is known, scales each weight's step by its own gradients (Adam and its kin),
         so that small gradients count as much as large ones; True where it is not known."""
-        name = self.about.get("optimizer", "Adam").split(" ")[0].lower()
+        known = self.about.get("optimizer") or self.spec.optimizer or "Adam"
+        name = known.split(" ")[0].lower()
         return not name.endswith(("sgd", "lbfgs"))
 
     def looks(self, role: Role) -> tuple[Step, ...]:

@@ -62,6 +62,17 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "trial").exists()
 
 
+def test_an_optimizer_that_steps_is_known_without_being_told(tmp_path: Path) -> None:
+    model = net()
+    with observe(model, trial=tmp_path / "trial", steps=1) as seen:
+        train(model, 1)
+        assert not seen.trial.adapts
+    kept = load_trial(tmp_path / "trial")
+    assert kept.spec.optimizer.startswith("SGD lr=")
+    assert not kept.adapts
+    assert kept.about.get("optimizer") is None
+
+
 def test_the_trial_knows_its_run() -> None:
     model = net()
     with watch(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)) as seen:

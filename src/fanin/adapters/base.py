@@ -198,3 +198,11 @@ class Adapter(ABC):
     @abstractmethod
     def recording_sources(self) -> AbstractContextManager[None]:
         """While open, note which line of the user's code last writes each parameter."""
+
+
+def brief(optimizer: Any) -> str:
+    """An optimizer in a line: `SGD lr=0.05 momentum=0.9`."""
+    settings = {
+        k: v for k, v in getattr(optimizer, "defaults", {}).items() if v and isinstance(v, int | float)
+    }
+    return " ".join([type(optimizer).__name__, *(f"{k}={v}" for k, v in settings.items())])

@@ -114,6 +114,7 @@ def combined(base: ModelSpec, other: ModelSpec) -> ModelSpec:
         activations=tuple(activations[tensor] for tensor in woven([*here_active], [*there_active])),
         outputs=base.outputs or other.outputs,
         notes=tuple(dict.fromkeys((*base.notes, *other.notes))),
+        optimizer=base.optimizer or other.optimizer,
     )
 
 

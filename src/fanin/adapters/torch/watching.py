@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from fanin.adapters.base import WatchPlan
+from fanin.adapters.base import WatchPlan, brief
 from fanin.adapters.torch import backward, optimizing
 from fanin.adapters.torch.describe import framework, is_compiled, unwrapped
 from fanin.adapters.torch.drafting import Draft, Needed
@@ -86,7 +86,7 @@ class TorchWatching:
         self._known: ModelSpec | None = None
         self._ran: tuple[str, ...] = ()
         self._way: tuple[str, ...] = ()
-        self._optimizer_seen = False
+        self._optimizer = ""
         self._runs_eagerly = runs_eagerly
         self._compiled = is_compiled(model) and not runs_eagerly
         self._said = False
@@ -295,7 +295,7 @@ class TorchWatching:
             self._let_go()
         if self.detached or (self._sight.draft is not None and self._sight.draft.differentiated):
             return
-        before = Snapshot(self._trainable, corners=not self._optimizer_seen)
+        before = Snapshot(self._trainable, corners=not self._optimizer)
         self._sight.draft = Draft(self._done, self.plan.worker, self._needed, before, self.plan.examples)
         self._sight.draft.replicated = is_replicated(self.model)
         self._sight.parameters(self._tracer.parameters())
@@ -385,7 +385,7 @@ class TorchWatching:
         if not self._is_ours(optimizer):
             return
         self._optimizing = None
-        self._optimizer_seen = True
+        self._optimizer = self._optimizer or brief(optimizer)
         if self._sight.draft is not None and self._sight.draft.differentiated:
             self._sight.draft.stepped = True
             if self._done == self.plan.steps - 1:
@@ -396,7 +396,8 @@ class TorchWatching:
         if draft is None or not draft.differentiated:
             return
         self._done += 1
-        self._outgoing.add(draft, draft.spec or replace(self.spec, notes=(FORWARD_UNSEEN,)))
+        spec = draft.spec or replace(self.spec, notes=(FORWARD_UNSEEN,))
+        self._outgoing.add(draft, replace(spec, optimizer=self._optimizer))
         if self._done >= self.plan.steps:
             self._outgoing.finish()
             self._let_go()
