@@ -13,10 +13,10 @@ from pyarrow.fs import FileSystem, FileType, LocalFileSystem, S3FileSystem
 
 from fanin.errors import StoreError, UsageError
 
-CONNECT_TIMEOUT, REQUEST_TIMEOUT = 5.0, 10.0
+CONNECT_TIMEOUT, REQUEST_TIMEOUT = 5.0, 5.0
 """Seconds for which an object store may be silent: until it accepts a connection, and amid a request, whatever the size
 of that. Arrow's own 1 and 3 are short for a busy one; without any limit a dead endpoint would hang us. A request is
-tried three times by Arrow itself."""
+tried three times by Arrow itself, and as long as one hangs, Arrow lets nobody in this process open another store."""
 
 OPTIONS = ("endpoint_override", "region", "scheme")
 """What an `s3://` address may say after its question mark, by pyarrow's names."""
