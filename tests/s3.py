@@ -77,10 +77,12 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.behind = port
+        self.release = threading.Event()
         self.reset()
 
     def reset(self) -> None:
-        """As without a fault."""
+        """As without a fault; what hangs is let go."""
+        self.release.set()
         self.faults: list[Fault] = []
         self.hides: Callable[[str], bool] = lambda key: False
         self.seen: list[tuple[str, str]] = []

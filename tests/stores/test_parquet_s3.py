@@ -221,7 +221,7 @@ def test_what_is_acknowledged_is_there_after_a_fault(
 ) -> None:
     writer = written(bucket_uri, 1)
     for index in range(1, 3):
-        proxy.faults = [s3.times(4, PASSING[fault])]  # more often than Arrow itself tries
+        proxy.faults = [s3.times(4, PASSING[fault])]
         writer.append(step(index))
         writer.flush()
         assert plain(load_trial(bucket_uri).steps) == plain(tuple(step(i) for i in range(index + 1)))

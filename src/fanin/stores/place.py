@@ -9,14 +9,18 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from pyarrow.fs import FileSystem, FileType, LocalFileSystem, S3FileSystem
+from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, FileType, LocalFileSystem, S3FileSystem
 
 from fanin.errors import StoreError, UsageError
 
 CONNECT_TIMEOUT, REQUEST_TIMEOUT = 5.0, 5.0
 """Seconds for which an object store may be silent: until it accepts a connection, and amid a request, whatever the size
-of that. Arrow's own 1 and 3 are short for a busy one; without any limit a dead endpoint would hang us. A request is
-tried three times by Arrow itself, and as long as one hangs, Arrow lets nobody in this process open another store."""
+of that. Arrow's own 1 and 3 are short for a busy one; without any limit a dead endpoint would hang us. As long as a request
+hangs (measured: 12 s each time that it is tried), Arrow lets nobody in this process open another store, nor the process
+end."""
+
+ATTEMPTS = 3
+"""How often Arrow tries a request: its own default."""
 
 OPTIONS = ("endpoint_override", "region", "scheme")
 """What an `s3://` address may say after its question mark, by pyarrow's names."""
@@ -33,11 +37,15 @@ them; a HEAD request has no body, and so a status alone."""
 NO_BUCKET = re.compile("NO_SUCH_BUCKET|NoSuchBucket")
 
 
-def filesystem_at(uri: str) -> tuple[FileSystem, str]:
+def filesystem_at(uri: str, attempts: int = ATTEMPTS) -> tuple[FileSystem, str]:
     """The file system and the path at an address: a path, or SCHEME://....
 
     An `s3://` address may carry options, as in `s3://bucket/path?endpoint_override=localhost:5000&scheme=http`;
     AWS_ENDPOINT_URL, AWS_PROFILE and so on count as they do elsewhere.
+
+    Args:
+        uri: The address.
+        attempts: How often a request to an object store is tried before it counts as failed.
 
     Raises:
         UsageError: The address cannot be read.
@@ -45,7 +53,7 @@ def filesystem_at(uri: str) -> tuple[FileSystem, str]:
     if "://" not in uri:
         return LocalFileSystem(), os.path.abspath(uri)
     try:
-        return _s3(uri) if uri.lower().startswith("s3://") else FileSystem.from_uri(uri)
+        return _s3(uri, attempts) if uri.lower().startswith("s3://") else FileSystem.from_uri(uri)
     except (ValueError, OSError) as error:
         raise UsageError(
             "this address cannot be read",
@@ -140,7 +148,7 @@ def lacks_bucket(filesystem: FileSystem, path: str) -> bool:
     )
 
 
-def _s3(uri: str) -> tuple[FileSystem, str]:
+def _s3(uri: str, attempts: int) -> tuple[FileSystem, str]:
     """Read here and not by Arrow, which knows no limit of time in an address, and asks Amazon for the bucket's region
     where the address has options and none of that name. Names of objects are taken as they stand."""
     address, _, query = uri[len("s3://") :].partition("?")
@@ -154,7 +162,7 @@ def _s3(uri: str) -> tuple[FileSystem, str]:
     if keys:
         key, _, secret = keys.partition(":")
         options |= {"access_key": unquote(key), "secret_key": unquote(secret)}
-    return s3_filesystem(**options), path
+    return s3_filesystem(retry_strategy=AwsStandardS3RetryStrategy(attempts), **options), path
 
 
 def s3_filesystem(**options: Any) -> S3FileSystem:

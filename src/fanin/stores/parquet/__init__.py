@@ -58,6 +58,8 @@ class ParquetStore(Store):
         address = os.fspath(uri)
         self.uri = shown(address)
         self._directory = Directory.at(address, filesystem)
+        # `Delivery` tries again by itself, and must be able to stop.
+        self._sending = Directory.at(address, filesystem, attempts=1)
 
     def begin(self, worker: int = 0, about: Mapping[str, str] | None = None) -> Writer:
         """Start writing as one worker; its first part is there when this returns.
@@ -82,7 +84,7 @@ class ParquetStore(Store):
         known = with_run({str(key): str(value) for key, value in (about or {}).items()})
         with self._reaching("written", "choose a directory that can be written"):
             claimed = self._claim(worker, known)
-        return ParquetWriter(claimed, known, Delivery(self._directory, self.uri))
+        return ParquetWriter(claimed, known, Delivery(self._sending, self.uri))
 
     def _claim(self, worker: int, about: Mapping[str, str]) -> Series:
         if self._directory.kind is FileType.File:

@@ -25,7 +25,7 @@ TRY_FOR = 300.0
 pauses; a restart of a self-hosted one, or of the network, takes minutes."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 16.0
-"""Seconds between two offers, doubled each time. Arrow has then tried three times by itself, within some 0.1 s."""
+"""Seconds between two offers, doubled each time."""
 
 SPILL = "FANIN_SPILL"
 """Variable of the environment: where to keep what a store did not take, instead of the directory for temporary files."""

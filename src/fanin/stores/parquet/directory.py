@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from fanin.errors import TrialFormatError
-from fanin.stores.place import filesystem_at, is_object_store
+from fanin.stores.place import ATTEMPTS, filesystem_at, is_object_store
 
 PART = re.compile(r"part-w(\d{5,})-(\d{6,})(?:-([0-9a-f]{8}))?\.parquet")
 
@@ -67,15 +67,15 @@ class Directory:
     path: str
 
     @classmethod
-    def at(cls, uri: str, filesystem: FileSystem | None = None) -> Directory:
-        """The directory at an address: a path (on `filesystem`, when given), or SCHEME://....
+    def at(cls, uri: str, filesystem: FileSystem | None = None, attempts: int = ATTEMPTS) -> Directory:
+        """The directory at an address: a path (on `filesystem`, when given), or SCHEME://...; `attempts` as there.
 
         Raises:
             UsageError: The address cannot be read.
         """
         if filesystem is not None:
             return cls(filesystem, uri)
-        return cls(*filesystem_at(uri))
+        return cls(*filesystem_at(uri, attempts))
 
     @property
     def is_local(self) -> bool:
