@@ -2,10 +2,10 @@
 
     ./dev bench judging
 
-Networks are real ones in NumPy (`fanin.synthetic.mlp`, width 16: each layer has weight, bias, input, output, activation
-and gradients, with histograms and units), trained, written as `watch` writes them, and judged by a process of their own
-that did nothing else. Reading and judging are timed inside it; the peak is that of the process, less what it needs for a
-trial of two layers. Growth is the exponent p of size^p from the smallest trial: 1 is linear.
+Networks are real ones in NumPy (`fanin.synthetic.mlp`, width 16: each layer has weight, bias, input, output,
+activation and gradients, with histograms and units), trained, written as `watch` writes them, and judged by a process
+of their own that did nothing else. Reading and judging are timed inside it; the peak is that of the process, less what
+it needs for a trial of two layers. Growth is the exponent p of size^p from the smallest trial: 1 is linear.
 """
 
 from __future__ import annotations

@@ -10,10 +10,9 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+
 import s3
-
 from fanin import race as racing
-
 
 
 def pytest_configure() -> None:

@@ -222,9 +222,7 @@ def _begun(
     return _in_memory(worker, about)
 
 
-def _opened(
-    trial: str | os.PathLike[str], worker: int, about: Mapping[str, str]
-) -> tuple[Store, Writer]:
+def _opened(trial: str | os.PathLike[str], worker: int, about: Mapping[str, str]) -> tuple[Store, Writer]:
     store = open_store(trial)  # which asks the place already
     return store, store.begin(worker, about)
 

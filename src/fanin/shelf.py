@@ -130,7 +130,9 @@ def remove(uri: str | os.PathLike[str]) -> int:
         StoreError: It cannot be reached.
     """
     names, directory = removable(uri), Directory.at(os.fspath(uri))
-    with reaching(os.fspath(uri), "removed", "check the permissions, and remove the rest by `fanin trial rm`"):
+    with reaching(
+        os.fspath(uri), "removed", "check the permissions, and remove the rest by `fanin trial rm`"
+    ):
         for name in names:
             directory.remove(name)
         if directory.is_local and not os.path.islink(directory.path) and not os.listdir(directory.path):

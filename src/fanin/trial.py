@@ -194,7 +194,7 @@ class ModelSpec:
         raise KeyError(f"no layer {path!r} in {self.name}")
 
     def readers(self) -> dict[str, list[LayerSpec]]:
-        """The layers that are given each layer's output, by its path. Made anew: to be asked once, not for each layer."""
+        """The layers that are given each layer's output, by its path. Made anew each time."""
         found: dict[str, list[LayerSpec]] = {}
         for layer in self.layers:
             for path in dict.fromkeys(layer.inputs):

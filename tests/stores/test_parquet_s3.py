@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-import s3
 from pyarrow import fs
 
+import s3
 from fanin import load_trial
 from fanin.errors import StoreError, TrialExistsError, TrialFormatError, TrialNotFoundError, UsageError
 from fanin.stores import open_store
@@ -146,7 +146,9 @@ def test_a_reader_sees_a_beginning_where_listings_lag(proxy: s3.Proxy, bucket_ur
     written(bucket_uri, 3).close()
     proxy.hides = lambda key: "-000003-" in key or "-000004-" in key
     assert indices(bucket_uri) == [0, 1]
-    proxy.hides = lambda key: "-000001-" in key or "-000002-" in key  # what was put before is asked for by name
+    proxy.hides = lambda key: (
+        "-000001-" in key or "-000002-" in key
+    )  # what was put before is asked for by name
     assert indices(bucket_uri) == [0, 1, 2]
 
 

@@ -20,6 +20,7 @@ from fanin.stores.place import s3_filesystem
 
 from .smdebug_writer import TrialWriter
 
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A poor trial, on the local disk."""
@@ -55,9 +56,7 @@ def test_a_slash_at_the_end_changes_nothing(uri: str) -> None:
     assert len(load_trial(f"{uri}/").steps) == 10
 
 
-def test_an_address_may_name_its_endpoint(
-    uri: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_may_name_its_endpoint(uri: str, s3_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     trial = load_trial(f"{uri}?endpoint_override=127.0.0.1:{s3_port}&scheme=http&region=us-east-1")
     assert len(trial.steps) == 10

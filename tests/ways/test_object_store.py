@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import s3
 from click.testing import CliRunner, Result
 
 import fanin
+import s3
 from fanin import capture, judge, load_trial
 from fanin.cli import main
 from fanin.stores import open_store
@@ -189,7 +189,9 @@ def test_a_store_that_cannot_be_begun_leaves_the_trial_in_memory(
         monkeypatch.setattr(capture, "BEGIN_S", 0.5)
     proxy.faults = [fault] if fault else []
     model = net()
-    seen = observe(model, trial=bucket_uri if fault else "s3://no-such-bucket/exp1", steps=STEPS, on_error="warn")
+    seen = observe(
+        model, trial=bucket_uri if fault else "s3://no-such-bucket/exp1", steps=STEPS, on_error="warn"
+    )
     assert train(model, STEPS) == train(net(), STEPS)
     assert len(seen.trial.train_steps) == STEPS
     seen.close()

@@ -14,7 +14,7 @@ from fanin.finding import Finding, Missing, Scope, Severity
 from fanin.rule import Example, Need, Rule
 from fanin.summary import Interval, UnitSummary
 from fanin.synthetic import Init, clusters, constant, mlp
-from fanin.trial import NETWORK_INPUT, ActivationSpec, ModelSpec, Observation, Role, Trial
+from fanin.trial import NETWORK_INPUT, ActivationSpec, LayerSpec, ModelSpec, Observation, Role, Trial
 
 FLAT_BELOW: Mapping[str, float] = {"relu": 0.0, "relu6": 0.0, "hardswish": -3.0, "gelu": -5.0, "silu": -10.0}
 """Where an activation stops answering: by definition for the first three; GELU and SiLU have slopes of -7e-6 and

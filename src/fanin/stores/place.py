@@ -15,9 +15,9 @@ from fanin.errors import StoreError, UsageError
 
 CONNECT_TIMEOUT, REQUEST_TIMEOUT = 5.0, 5.0
 """Seconds for which an object store may be silent: until it accepts a connection, and amid a request, whatever the size
-of that. Arrow's own 1 and 3 are short for a busy one; without any limit a dead endpoint would hang us. As long as a request
-hangs (measured: 12 s each time that it is tried), Arrow lets nobody in this process open another store, nor the process
-end."""
+of that. Arrow's own 1 and 3 are short for a busy one; without any limit a dead endpoint would hang us. As long as a
+request hangs (measured: 12 s each time that it is tried), Arrow lets nobody in this process open another store, nor the
+process end."""
 
 ATTEMPTS = 3
 """How often Arrow tries a request: its own default."""
@@ -143,8 +143,7 @@ def lacks_bucket(filesystem: FileSystem, path: str) -> bool:
         OSError: It cannot be reached.
     """
     return (
-        is_object_store(filesystem)
-        and filesystem.get_file_info(path.split("/")[0]).type is FileType.NotFound
+        is_object_store(filesystem) and filesystem.get_file_info(path.split("/")[0]).type is FileType.NotFound
     )
 
 
@@ -174,7 +173,9 @@ def s3_filesystem(**options: Any) -> S3FileSystem:
         scheme, _, host = endpoint.rpartition("://")
         known |= {"scheme": scheme or "https", "endpoint_override": host.rstrip("/")}
     known |= {"connect_timeout": CONNECT_TIMEOUT, "request_timeout": REQUEST_TIMEOUT}
-    known |= {"background_writes": False} | options  # a thread of ours waits for a file to be written, and may
+    known |= {
+        "background_writes": False
+    } | options  # a thread of ours waits for a file to be written, and may
     try:
         # A file of some megabytes is then one request and not three, and who is killed amid them leaves nothing there.
         return S3FileSystem(allow_delayed_open=True, **known)

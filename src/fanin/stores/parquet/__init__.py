@@ -146,8 +146,8 @@ class ParquetStore(Store):
             where=f"{self.uri}/{written[1].name(0)}",
             got=f"parts of worker {written[0].worker} by {' and by '.join(one.claim for one in written)}",
             expected="one run at an address; listings of this store lag, or one was copied over the other",
-            next_step="move the parts of one of them to an address of their own: the word at the end of a name says whose "
-            "it is",
+            next_step="move the parts of one of them to an address of their own; the word at the end of a name says "
+            "whose it is",
         )
 
     def _record(self, series: Series) -> Record:
@@ -255,4 +255,3 @@ def with_run(about: Mapping[str, str]) -> dict[str, str]:
 def _run(about: Mapping[str, str]) -> str:
     size = f" of {about['world_size']} workers" if "world_size" in about else ""
     return f"run {about['run_id']}{size}" if "run_id" in about else "a run without an id"
-

@@ -28,7 +28,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 16.0
 """Seconds between two offers, doubled each time."""
 
 SPILL = "FANIN_SPILL"
-"""Variable of the environment: where to keep what a store did not take, instead of the directory for temporary files."""
+"""Variable of the environment: where to keep what a store did not take, instead of the folder for temporary files."""
 
 
 class NotTakenError(OSError):
@@ -139,7 +139,9 @@ class Delivery:
                 self._spill = _new_spill(self.uri)
             Directory.at(self._spill).publish(*part)
         except OSError as error:
-            raise NotTakenError(f"{in_a_line(fault)}; and to keep it on this machine, {in_a_line(error)}") from error
+            raise NotTakenError(
+                f"{in_a_line(fault)}; and to keep it on this machine, {in_a_line(error)}"
+            ) from error
 
 
 def _new_spill(uri: str) -> str:

@@ -6,10 +6,10 @@ share the code. What differs is how a place is claimed and how a file appears:
 A local disk has names that only one can take (a hard link) and renames: of two who begin as one worker exactly one gets
 part 0, and a part appears whole, after it has reached the disk.
 
-An object store, by pyarrow, has neither. A file appears whole there as well, since it is put by one request, or by a last
-one that joins its pieces. Nobody overwrites what another has put, whatever a listing says or lacks, since the parts of
-a writer bear its claim: a random word in their names. Who claims a place puts part 0 and looks afterwards: whoever finds
-another's beside it withdraws. Where listings show what was put before them, as those of S3 do since December 2020, the
+An object store, by pyarrow, has neither. A file appears whole there as well, since it is put by one request, or by a
+last one that joins its pieces. Nobody overwrites what another has put, whatever a listing says or lacks, since the
+parts of a writer bear its claim: a random word in their names. Who claims a place puts part 0 and looks afterwards:
+whoever finds another's beside it withdraws. Where listings show what was put before them, as those of S3 do since December 2020, the
 later of two sees the earlier, so at most one goes on; it may be none. Where listings lag both may go on, nothing is
 lost, and whoever reads the trial is told of both.
 """
@@ -26,6 +26,9 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 
 from fanin.errors import TrialFormatError
 from fanin.stores.place import ATTEMPTS, filesystem_at, is_object_store
+
+LARGEST = 4 * 2**30
+"""Bytes of a part. 10 steps of a model with 10,000 layers, written as one part, take a tenth of it."""
 
 PART = re.compile(r"part-w(\d{5,})-(\d{6,})(?:-([0-9a-f]{8}))?\.parquet")
 
@@ -110,11 +113,13 @@ class Directory:
         """A whole file.
 
         Raises:
-            TrialFormatError: It is a link that leads out of the directory.
+            TrialFormatError: It is a link that leads out of the directory, no file, or larger than a part can be.
         """
         if self.is_local:
             _require_inside(self.path, name)
         with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+            if file.size() > LARGEST:
+                raise _no_part(f"{self.path}/{name}", f"{file.size()} bytes", f"at most {LARGEST}")
             data: bytes = file.read()
         return data
 
@@ -205,3 +210,15 @@ def _require_inside(directory: str, name: str) -> None:
             expected="a file",
             next_step="copy the trial with the files themselves (cp -L), if you trust where it came from",
         )
+    if os.path.exists(target) and not os.path.isfile(target):  # to read from a pipe could wait for ever
+        raise _no_part(f"{directory}/{name}", "something that is no file", "a file")
+
+
+def _no_part(where: str, got: str, expected: str) -> TrialFormatError:
+    return TrialFormatError(
+        "this is no part of a trial, whatever its name says",
+        where=where,
+        got=got,
+        expected=expected,
+        next_step="remove it and the later parts of this worker to read what came before",
+    )

@@ -181,7 +181,9 @@ class ParquetWriter(Writer):
 
     def _require_open(self) -> None:
         if self._closing:
-            raise StoreError("this writer is closed", where=self._delivery.uri, next_step="append before close()")
+            raise StoreError(
+                "this writer is closed", where=self._delivery.uri, next_step="append before close()"
+            )
 
     def _report(self) -> None:
         failure, self._failure = self._failure, None
@@ -247,6 +249,10 @@ class ParquetWriter(Writer):
 def _noted(spec: ModelSpec | None, dropped: list[int]) -> ModelSpec:
     """The model, with a note of the steps that are not in the trial."""
     spec = spec or NOT_DESCRIBED
-    which = f"step {dropped[0]}" if len(dropped) == 1 else f"{len(dropped)} steps from {dropped[0]} to {dropped[-1]}"
+    which = (
+        f"step {dropped[0]}"
+        if len(dropped) == 1
+        else f"{len(dropped)} steps from {dropped[0]} to {dropped[-1]}"
+    )
     note = f"Not kept: {which}, which came faster than the store took what was before."
     return replace(spec, notes=(*spec.notes, note))

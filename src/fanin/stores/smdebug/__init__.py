@@ -14,9 +14,9 @@ from pyarrow.fs import FileSystem
 
 from fanin.errors import UsageError
 from fanin.stores.base import Store, Writer
+from fanin.stores.place import shown
 from fanin.stores.smdebug.archive import Archive
 from fanin.stores.smdebug.conversion import trial_of
-from fanin.stores.place import shown
 from fanin.trial import Trial
 
 
