@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import groupby
 from typing import final
 
@@ -59,7 +60,7 @@ class ParquetStore(Store):
         self.uri = shown(address)
         self._directory = Directory.at(address, filesystem)
         # `Delivery` tries again by itself, and must be able to stop.
-        self._sending = Directory.at(address, filesystem, attempts=1)
+        self._sending = partial(Directory.at, address, filesystem, attempts=1)
 
     def begin(self, worker: int = 0, about: Mapping[str, str] | None = None) -> Writer:
         """Start writing as one worker; its first part is there when this returns.
@@ -84,7 +85,7 @@ class ParquetStore(Store):
         known = with_run({str(key): str(value) for key, value in (about or {}).items()})
         with self._reaching("written", "choose a directory that can be written"):
             claimed = self._claim(worker, known)
-        return ParquetWriter(claimed, known, Delivery(self._sending, self.uri))
+        return ParquetWriter(claimed, known, Delivery(self._sending(), self.uri))
 
     def _claim(self, worker: int, about: Mapping[str, str]) -> Series:
         if self._directory.kind is FileType.File:

@@ -9,9 +9,9 @@ part 0, and a part appears whole, after it has reached the disk.
 An object store, by pyarrow, has neither. A file appears whole there as well, since it is put by one request, or by a
 last one that joins its pieces. Nobody overwrites what another has put, whatever a listing says or lacks, since the
 parts of a writer bear its claim: a random word in their names. Who claims a place puts part 0 and looks afterwards:
-whoever finds another's beside it withdraws. Where listings show what was put before them, as those of S3 do since December 2020, the
-later of two sees the earlier, so at most one goes on; it may be none. Where listings lag both may go on, nothing is
-lost, and whoever reads the trial is told of both.
+whoever finds another's beside it withdraws. Where listings show what was put before them, as those of S3 do since
+December 2020, the later of two sees the earlier, so at most one goes on; it may be none. Where listings lag both may
+go on, nothing is lost, and whoever reads the trial is told of both.
 """
 
 from __future__ import annotations
