@@ -114,7 +114,7 @@ def reaching(uri: str, done: str, otherwise: str) -> Iterator[None]:
 
 def in_a_line(error: BaseException) -> str:
     """What an error says, which may hold an address and several lines."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:600]
 
 
 def advice(error: BaseException, uri: str) -> str:
