@@ -29,6 +29,10 @@ LARGEST_FIRST_LOSS = 2.0
 """Of the re-draw's first loss, up to which a repair's is about the same: draws of one sound scheme differ by a few
 percent, and a layer that is left too large multiplies it."""
 
+ALIKE = 0.9
+"""Of the steps of one race, from which another is about as long: the last of the three whole ones that the default
+budget is meant for lacks the passes of three looks, 239 steps of 240."""
+
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, planned): phases are `check`, `repair` and `proof`; of the proof passes are counted, and
 its first call, with 0 done, comes before it begins."""
@@ -42,7 +46,7 @@ class Tried:
         report: What is said of the network as given; the race's word in it, where it had the last one.
         repair: The one that is proposed; None where none is.
         after: What a check says of the repaired copy; None without a repair.
-        discarded: Those that did not win, or not by as much.
+        discarded: The others that were tried.
         copy: It holds the repair; None without one.
         passes: Forward passes taken.
     """
@@ -128,14 +132,14 @@ class Work:
     def _better(self, best: _Candidate, wider: _Candidate, discarded: list[Repair]) -> _Candidate:
         """Which of two is proposed: the wider one only where it wins and the other is far behind it."""
         made, other = best[1], wider[1]
-        if other.proof is None:  # there was no budget left for it
+        if not _raced_alike(made, other):  # there was no budget left for it, or not enough
             return best
         if self._wins(*wider) and _reached(made) < CLEAR * _reached(other):
-            discarded.append(replace(made, reasons=(*made.reasons, "a wider repair gets further")))
+            discarded.append(replace(made, outdone="a wider repair gets further"))
             return wider
-        if other.is_proven:
-            other = replace(other, reasons=(*other.reasons, "a smaller repair gets about as far"))
-        discarded.append(other)
+        discarded.append(
+            replace(other, outdone="a smaller repair gets about as far") if other.is_proven else other
+        )
         return best
 
     def _found_nothing(self, attempt: _Attempt) -> bool:
@@ -250,6 +254,14 @@ def _may_be_behind(made: Repair) -> bool:
     """Whether another repair might learn so much more that this one is not level with it: what has made CLEAR of all
     progress there is cannot be further behind. Without an uninformed loss, races are not to be compared."""
     return made.proof is not None and isfinite(made.proof.uninformed) and _reached(made) < CLEAR
+
+
+def _raced_alike(one: Repair, other: Repair) -> bool:
+    """Whether their races are to be compared: about as long, at as many learning rates."""
+    if one.proof is None or other.proof is None:
+        return False
+    short, long = sorted((one.proof.steps, other.proof.steps))
+    return short >= ALIKE * long and len(one.proof.heats) == len(other.proof.heats)
 
 
 def _reached(made: Repair) -> float:

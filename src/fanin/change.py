@@ -156,6 +156,7 @@ class Repair:
         seed: Of the draw.
         passes: Forward passes that all this took, with or without a backward pass.
         seconds: Time that all this took.
+        outdone: Why another is proposed, where this one won its races too.
     """
 
     changes: tuple[Change, ...] = ()
@@ -174,6 +175,7 @@ class Repair:
     seed: int = 0
     passes: int = 0
     seconds: float = 0.0
+    outdone: str = ""
 
     @property
     def proofs(self) -> tuple[Race, ...]:

@@ -15,7 +15,7 @@ from fanin.adapters.torch.outgoing import Outgoing
 from fanin.adapters.torch.transfers import Transfer, _Shipment
 from fanin.adapters.torch.watching import TorchWatching
 from fanin.judgement import load_rules, needs
-from fanin.trial import ModelSpec, Step
+from fanin.trial import ModelSpec, Role, Step
 
 WAITS = (
     "item",
@@ -232,3 +232,126 @@ def test_a_transfer_brings_values_as_they_were_when_they_left() -> None:
 
 def test_a_transfer_of_nothing_is_here() -> None:
     assert Transfer([]).is_here
+
+
+# ── one launch for many ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Kernel:
+    """What a kernel does, by plain operations."""
+
+    def __init__(self) -> None:
+        self.launches: list[int] = []
+
+    def takes(self, tensor: Tensor) -> bool:
+        return True
+
+    def look(self, tensors: list[Tensor], histograms: list[bool]) -> list[tuple[Tensor, Tensor | None, int]]:
+        self.launches.append(len(tensors))
+        state, counts = statistics._state, statistics._counts
+        return [
+            (state(t, None, None), counts(t) if wanted else None, 1)
+            for t, wanted in zip(tensors, histograms, strict=True)
+        ]
+
+
+@pytest.fixture
+def kernel(device: None, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel()
+    monkeypatch.setattr(statistics, "_has_kernel", lambda values: True)
+    monkeypatch.setattr(statistics, "_fused", lambda: made)
+    return made
+
+
+def gradients(step: Step) -> dict[str, float]:
+    return {o.tensor: o.summary.rms for o in step.observations if o.role is Role.WEIGHT_GRAD}
+
+
+def test_gradients_of_a_backward_pass_are_looked_at_together(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = Taken()
+    taken.step()
+    taken.step()
+    kernel.launches.clear()
+    taken.step()
+    assert len(gradients(taken.steps[1])) in kernel.launches
+    seen = taken.all()[:STEPS]
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics, "on_cpu", lambda tensor: tensor.device.type == "cpu")
+        patch.setattr(statistics, "_has_kernel", lambda values: False)
+        assert same(seen, Taken().all())
+
+
+def test_gradients_that_ranks_average_do_not_wait(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = Taken()
+    taken.step()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    kernel.launches.clear()
+    x, y = torch.randn(16, 6), torch.randint(0, 3, (16,))
+    loss = nn.functional.cross_entropy(taken.model(x), y)
+    kernel.launches.clear()
+    loss.backward()
+    assert set(kernel.launches) == {1}
+
+
+def test_a_gradient_that_is_written_to_meanwhile_is_not_recorded_and_none_waits_any_more(
+    kernel: Kernel,
+) -> None:
+    taken = Taken()
+    for parameter in taken.model.parameters():  # as those do who update weights amid the backward pass
+        node = parameter.view_as(parameter).grad_fn.next_functions[0][0]
+        taken.kept = [*getattr(taken, "kept", []), node]
+
+        def clear(*_: Any, parameter: nn.Parameter = parameter) -> None:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+        node.register_hook(clear)
+    steps = taken.all()
+    assert all(rms > 0 for step in steps for rms in gradients(step).values())
+    assert [len(gradients(step)) for step in steps] == [2, 3, 3, 3, 3, 3, 3, 3], (
+        "one of the first pass waited"
+    )
+
+
+# ── whatever happens, a trial has no gaps ───────────────────────────────────────────────────────────────────
+
+
+def test_an_interrupt_while_a_step_is_awaited_loses_none(
+    device: None, arrivals: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = Taken()
+    finished, interrupts = Draft.finished, [KeyboardInterrupt()]
+
+    def interrupted(self: Draft) -> Step:
+        if self.index == 1 and interrupts:
+            raise interrupts.pop()
+        return finished(self)
+
+    monkeypatch.setattr(Draft, "finished", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        taken.all()
+    taken.watching.detach()
+    indices = [step.index for step in taken.steps]
+    assert indices == list(range(len(indices)))
+    assert len(indices) > 1
+
+
+def test_where_a_step_cannot_be_kept_none_after_it_is(device: None, arrivals: dict[str, bool]) -> None:
+    kept: list[int] = []
+
+    def keep(step: Step, spec: ModelSpec) -> None:
+        if step.index == 1:
+            raise OSError("full")
+        kept.append(step.index)
+
+    taken = Taken()
+    taken.watching.detach()
+    plan = WatchPlan(needs(load_rules()), STEPS, keep, "raise", 0, 16)
+    taken.watching = TorchWatching(taken.model, plan)
+    with pytest.raises(OSError, match="full"):
+        taken.all()
+    taken.watching.detach()
+    assert kept == [0]

@@ -61,7 +61,7 @@ def page(
     Args:
         trial, diagnosis: What was seen, and what was made of it.
         repair: What is proposed.
-        discarded: What was tried and did not win, or not by as much.
+        discarded: What else was tried.
         applied: Whether the model holds the repair by now.
         after: The look at the repaired network.
 

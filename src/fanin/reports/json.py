@@ -73,6 +73,7 @@ def _repair(repair: Repair) -> dict[str, Any]:
         "seed": repair.seed,
         "passes": repair.passes,
         "seconds": repair.seconds,
+        "outdone": repair.outdone,
     }
 
 

@@ -173,7 +173,8 @@ def _race(race: Race) -> str:
 
 
 def _tried(repair: Repair) -> str:
-    races = "; ".join([*(_race(race) for race in repair.proofs), *repair.reasons])
+    said = [_race(race) for race in repair.proofs] or repair.reasons
+    races = "; ".join([*said, repair.outdone] if repair.outdone else said)
     return f"{REACHES[repair.reach.value]} ({counted(len(repair.changes), 'parameter')}): {races}"
 
 

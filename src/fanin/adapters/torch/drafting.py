@@ -90,6 +90,13 @@ RECENT = 3
 takes, one right after the other."""
 
 
+def _number(scalar: Tensor | float, arrived: Transfer) -> float:
+    """Of a tensor on a device, what has arrived from there."""
+    if isinstance(scalar, Tensor) and not statistics.on_cpu(scalar):
+        return float(arrived.of(scalar)[0])
+    return float(scalar)
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """A tensor that has been looked at, as it was then."""
@@ -119,7 +126,7 @@ class Seen:
 
     def settled(self, found: TensorSummary, arrived: Transfer) -> TensorSummary:
         """A summary as it would be without a loss scale, with a place for units on other ranks."""
-        plain = found if self.scale is None else found.scaled(1 / float(arrived.of(self.scale)[0]))
+        plain = found if self.scale is None else found.scaled(1 / _number(self.scale, arrived))
         return self.place.widened(plain, self.axis)
 
 
@@ -140,9 +147,10 @@ def _aliased(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A tensor to be looked at together with others, and where its measurement goes."""
+    """A tensor to be looked at together with others, as it was when that was asked, and where its measurement goes."""
 
     tensor: Tensor
+    version: int
     histogram: bool
     results: list[Measurement | TensorSummary]
 
@@ -225,8 +233,9 @@ class Draft:
         self, role: Role, value: Tensor, place: Place, detail: Detail, axis: int | None, stays: bool
     ) -> list[Measurement | TensorSummary]:
         if stays and axis is None and statistics.is_fused(value):
-            self._waiting.append(Waiting(value, detail.histogram, []))
-            return self._waiting[-1].results
+            one = Waiting(value, value._version, detail.histogram, [])
+            self._waiting.append(one)
+            return one.results
         start = place.position(tuple(value.shape), axis) if axis is not None else 0
         seen, value = value, _aliased(value)
         # On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form.
@@ -281,27 +290,42 @@ class Draft:
         read_now = iter(read([r for r in known if isinstance(r, Measurement)], arrived))
         return (next(read_now) if isinstance(r, Measurement) else r for r in known)
 
-    def gather(self) -> None:
-        """Look at what waits, in one launch for each kind of it."""
+    def gather(self) -> bool:
+        """Look at what waits, in one launch for each kind of it.
+
+        Returns:
+            Whether all of it was as it had been. What somebody has written to since is not recorded, rather than wrong.
+        """
+        waiting = [one for one in self._waiting if one.tensor._version == one.version]
+        written = [one.results for one in self._waiting if one.tensor._version != one.version]
+        if written:
+            lost = [key for key, seen in self._seen.items() if any(seen.results is one for one in written)]
+            for key in lost:
+                del self._seen[key]
         for histogram in (False, True):
-            these = [one for one in self._waiting if one.histogram is histogram]
+            these = [one for one in waiting if one.histogram is histogram]
             found = measure_all([one.tensor for one in these], histogram) if these else []
             for one, measurement in zip(these, found, strict=True):
                 one.results.append(measurement)
         self._waiting.clear()
+        return not written
 
     def leave(self) -> Transfer:
         """Send what was measured on devices on its way; nothing is added from now on, and nothing waits."""
         if self._transfer is None:
             self.gather()
             results = [r for seen in self._seen.values() for r in seen.results]
-            if isinstance(self.loss, Tensor) and self.loss.dtype is not torch.float64:
+            if isinstance(self.loss, Tensor) and self.loss.dtype in (torch.bfloat16, torch.float16):
                 self.loss = self.loss.float()  # NumPy has no bfloat16
             scalars = [self.loss, *(seen.scale for seen in self._seen.values())]
             self._transfer = Transfer(
                 [
                     *needed_of(r for r in results if isinstance(r, Measurement)),
-                    *(scalar for scalar in scalars if isinstance(scalar, Tensor)),
+                    *(
+                        scalar
+                        for scalar in scalars
+                        if isinstance(scalar, Tensor) and not statistics.on_cpu(scalar)
+                    ),
                 ]
             )
         return self._transfer
@@ -310,11 +334,8 @@ class Draft:
         """The step, once all that was measured is here; waits for that."""
         arrived = self.leave()
         observations = tuple(self._observations(arrived))
-        loss = self.loss
-        if loss is None:
-            return Step(self.index, Mode.TRAIN, observations, {})
-        known = float(arrived.of(loss)[0]) if isinstance(loss, Tensor) else float(loss)
-        return Step(self.index, Mode.TRAIN, observations, {self.worker: known})
+        losses = {} if self.loss is None else {self.worker: _number(self.loss, arrived)}
+        return Step(self.index, Mode.TRAIN, observations, losses)
 
     def _observations(self, arrived: Transfer) -> Iterable[Observation]:
         """In the order in which they were made, which is that of what was read."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 import numpy as np
@@ -106,8 +107,8 @@ def _look(  # type: ignore[no-untyped-def]
 
 
 def takes(tensor: Tensor) -> bool:
-    """Whether the kernel reads such tensors."""
-    return tensor.dtype in KINDS and tensor.is_contiguous() and tensor.numel() > 0
+    """Whether the kernel reads such tensors: it goes by address, which one that wraps another does not have."""
+    return tensor.dtype in KINDS and tensor.is_contiguous() and tensor.numel() > 0 and tensor.data_ptr() != 0
 
 
 def look(tensors: Sequence[Tensor], histograms: Sequence[bool]) -> list[tuple[Tensor, Tensor | None, int]]:
@@ -152,12 +153,15 @@ def _launch(
         for i, t in enumerate(tensors)
         for c in range(chunks[i])
     ]
-    table = torch.tensor(rows, dtype=torch.int64)
+    table = torch.tensor(rows, dtype=torch.int64, device="cpu")
     if device.type == "cuda":
         table = table.pin_memory().to(device, non_blocking=True)
     state = torch.empty(STATISTICS * int(ends[-1]), dtype=torch.float64, device=device)
     counts = torch.zeros(max(1, int(places[-1])) * BINS, dtype=torch.int32, device=device)
-    _look[(len(rows),)](table, state, counts, kind=kind, block=BLOCK, shift=BIN_SHIFT, bins=BINS)
+    with (
+        torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    ):  # Triton launches on the current one
+        _look[(len(rows),)](table, state, counts, kind=kind, block=BLOCK, shift=BIN_SHIFT, bins=BINS)
     states = state.split([STATISTICS * c for c in chunks])
     dense = counts.view(-1, BINS)
     return [(states[i], dense[places[i]] if histograms[i] else None, strides[i]) for i in range(len(tensors))]

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -47,6 +48,8 @@ class Handles:
 
 
 def is_ours_alone(parameter: nn.Parameter) -> bool:
-    """Whether no other hook awaits its gradient, and might write to it before its backward pass is over; those that
-    shard a parameter do so without a hook."""
-    return len(parameter._post_accumulate_grad_hooks or ()) == 1 and type(parameter.grad) is Tensor
+    """Whether nobody is seen who might write to its gradient before the backward pass is over: no other hook, and no
+    other process to average it with. Hooks on autograd's own nodes cannot be seen."""
+    hooks = len(parameter._post_accumulate_grad_hooks or ()) + len(parameter._backward_hooks or ())
+    averaged = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return hooks == 1 and not averaged and type(parameter.grad) is Tensor

@@ -21,11 +21,13 @@ class Sight:
     Attributes:
         draft: The step in the making; None where none is.
         scale: By how much the loss is multiplied of the backward pass that runs; None where no scaler does.
+        gathers: Whether gradients may wait for one another; not where somebody has written to one meanwhile.
     """
 
     def __init__(self, needed: Needed, handles: Handles, hook: Callable[..., Hook]) -> None:
         self.draft: Draft | None = None
         self.scale: Tensor | None = None
+        self.gathers = True
         self._needed = needed
         self._handles = handles
         self._hook = hook
@@ -38,6 +40,11 @@ class Sight:
                 self.draft.observe(*place, one.tensor, one.unit_axis, again=one.is_bare, stays=True)
         if self.draft is not None:
             self.draft.gather()
+
+    def backward_ended(self) -> None:
+        """All gradients of a backward pass are there."""
+        if self.draft is not None and not self.draft.gather():
+            self.gathers = False
 
     def layer_ran(
         self, path: str, module: nn.Module, call: int, inputs: tuple[Any, ...], output: Any

@@ -36,7 +36,7 @@ from fanin.adapters.torch.functions import (
     activation_of,
 )
 from fanin.adapters.torch.listening import KnownParameter, Listener, Pass, Provenance
-from fanin.adapters.torch.modes import take_away
+from fanin.adapters.torch.modes import is_recording, take_away
 from fanin.adapters.torch.sharding import is_gathered
 from fanin.trial import NETWORK_INPUT, ActivationSpec, Kind, LayerSpec, ModelSpec
 
@@ -402,7 +402,7 @@ class _FunctionMode(TorchFunctionMode):
 
     def _tell(self, moment: str, *call: Any) -> None:
         tracer = self._tracer
-        if tracer is None:
+        if tracer is None or is_recording():
             return
         try:
             with torch._C.DisableTorchFunction():  # our own arithmetic is no business of others' modes

@@ -52,7 +52,11 @@ class _Shipment:
         if device.type != "cuda":
             self._bytes = there.cpu()
             return
-        self._bytes = torch.empty(there.shape, dtype=torch.uint8, pin_memory=True)
+        try:
+            self._bytes = torch.empty(there.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
+        except RuntimeError:  # a machine that pins no more: then it is waited for
+            self._bytes = there.cpu()
+            return
         with torch.cuda.device(device):
             self._bytes.copy_(there, non_blocking=True)
             self._event = torch.cuda.Event()
@@ -69,7 +73,7 @@ class _Shipment:
         arrived, start = self._bytes.numpy(), 0
         for tensor in self._tensors:
             end = start + tensor.numel() * tensor.element_size()
-            kind = torch.empty(0, dtype=tensor.dtype).numpy().dtype
+            kind = torch.empty(0, dtype=tensor.dtype, device="cpu").numpy().dtype
             yield id(tensor), np.frombuffer(arrived[start:end].tobytes(), kind)
             start = end
 

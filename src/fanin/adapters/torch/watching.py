@@ -34,6 +34,7 @@ from fanin.adapters.torch.describe import framework, is_compiled, unwrapped
 from fanin.adapters.torch.drafting import Draft, Needed
 from fanin.adapters.torch.frames import calling_frame, is_running
 from fanin.adapters.torch.hooks import Handles, Hook, is_ours_alone
+from fanin.adapters.torch.modes import is_recording
 from fanin.adapters.torch.outgoing import Outgoing
 from fanin.adapters.torch.scaling import kept, scale_of
 from fanin.adapters.torch.sharding import is_replicated, require_sharded_before
@@ -196,7 +197,7 @@ class TorchWatching:
 
         Torch's function modes are off meanwhile: our own arithmetic is no part of the model.
         """
-        if self.detached or self.asleep or os.getpid() != self._process:
+        if self.detached or self.asleep or os.getpid() != self._process or is_recording():
             return
         self._grad_enabled = enabled = torch.is_grad_enabled()
         try:
@@ -216,7 +217,10 @@ class TorchWatching:
         if self.detached:
             return
         self.fault = fault
-        with suppress(Exception):  # they are whole, and the fault may lie elsewhere
+        with (
+            suppress(Exception),
+            torch._C.DisableTorchFunction(),
+        ):  # they are whole, and the fault may lie elsewhere
             self._outgoing.finish()
         self._let_go()
         if self.plan.on_error == "raise":
@@ -411,7 +415,7 @@ class TorchWatching:
         if known.role is Role.WEIGHT:
             tensor = f"gradient/{known.full_name}"
             place = known.layer, Role.WEIGHT_GRAD, tensor
-            stays = bool(self._roots) and not draft.replicated and is_ours_alone(parameter)
+            stays = self._sight.gathers and bool(self._roots) and is_ours_alone(parameter)
             draft.observe(*place, parameter.grad, known.unit_axis, again=True, stays=stays)
 
     def _is_unseen(self) -> bool:
@@ -435,8 +439,8 @@ class TorchWatching:
         """Autograd: it has returned, or raised."""
         if self.hears_this_thread and self._roots:
             self._roots.pop()
-            if not self._roots and self._sight.draft is not None:
-                self._guarded(self._sight.draft.gather)
+            if not self._roots and sys.exception() is None:
+                self._guarded(self._sight.backward_ended)
 
     def _end_step(self) -> None:
         if self._sight.draft is None or not self._is_over(self._sight.draft):
@@ -448,5 +452,5 @@ class TorchWatching:
 
     def loss(self, value: Any) -> None:
         """State the loss of the current step, where it cannot be found through backward."""
-        if self._sight.draft is not None:
+        if self._sight.draft is not None and not is_recording():
             self._sight.draft.loss = kept(value, None) if isinstance(value, Tensor) else float(value)
