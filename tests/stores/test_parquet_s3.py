@@ -303,7 +303,9 @@ def test_a_queue_that_is_full_drops_steps_and_the_trial_says_which(
     for index in range(2, 10):
         writer.append(step(index))
     proxy.release.set()
-    with pytest.raises(StoreError, match="is kept on this machine"):  # nothing is offered twice while others wait
+    with pytest.raises(
+        StoreError, match="is kept on this machine"
+    ):  # nothing is offered twice while others wait
         writer.flush()
     writer.append(step(10))
     writer.close()
