@@ -213,7 +213,8 @@ class ParquetWriter(Writer):
             self._over = self._over or end or failure is not None
             if failure is not None:
                 self._failure, self._steps = failure, []
-            self._writing = False
+            # With `_writing`, or `_leave_here` could not tell which number is free.
+            self._writing, self._parts = False, self._parts + (failure is None)
             self._rested = time.monotonic() + REST
             self._changed.notify_all()
 
@@ -243,7 +244,6 @@ class ParquetWriter(Writer):
 
     def _deliver(self, part: Part) -> None:
         self._delivery.deliver(self._series.name(self._parts), encode(part))
-        self._parts += 1
 
 
 def _noted(spec: ModelSpec | None, dropped: list[int]) -> ModelSpec:
