@@ -7,14 +7,14 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from queue import Empty, Queue
 from threading import Thread
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from weakref import finalize, ref
 
 from fanin.adapters import adapter_for
@@ -26,6 +26,8 @@ from fanin.stores import open_store
 from fanin.stores.base import Store, Writer
 from fanin.stores.memory import MemoryStore
 from fanin.trial import ModelSpec, Step, Trial
+
+T = TypeVar("T")
 
 log = logging.getLogger("fanin")
 
@@ -56,7 +58,7 @@ def watch(
     Args:
         model: A model of a known framework, before or while it trains.
         optimizer: Noted in the trial by class and settings; may be left out, capture does not need it.
-        trial: Directory for the trial, which must not hold one yet; None keeps it in memory.
+        trial: Directory for the trial, or `s3://bucket/...`, which must not hold one yet; None keeps it in memory.
         steps: Training steps 0 to steps - 1 are captured.
         rules: What will judge the trial, so that no more is captured than they need; None for all.
         on_error: What to do about a fault of fanin itself, or a place that cannot be written: report it once and go
@@ -209,9 +211,8 @@ def _begun(
 ) -> tuple[Store, Writer]:
     """The store and a hand on it; in memory where the place cannot be written, since training must begin."""
     if trial is not None:
-        store = open_store(trial)
         try:
-            return store, within(BEGIN_S, lambda: store.begin(worker, about))
+            return within(BEGIN_S, lambda: _opened(trial, worker, about))
         except (TrialExistsError, TrialFormatError):
             raise  # a mistake in the address, which the next run would repeat
         except StoreError as fault:
@@ -219,6 +220,11 @@ def _begun(
                 raise
             log.warning("fanin keeps the trial in memory, and training goes on\n%s", fault)
     return _in_memory(worker, about)
+
+
+def _opened(trial: str | os.PathLike[str], worker: int, about: Mapping[str, str]) -> tuple[Store, Writer]:
+    store = open_store(trial)  # which asks the place already
+    return store, store.begin(worker, about)
 
 
 def _in_memory(worker: int, about: dict[str, str]) -> tuple[Store, Writer]:
@@ -232,13 +238,13 @@ def _rank() -> int:
     return int(rank) if rank.isdecimal() else 0
 
 
-def within(seconds: float, begin: Callable[[], Writer]) -> Writer:
+def within(seconds: float, begin: Callable[[], T]) -> T:
     """What `begin` returns or raises, unless it takes too long.
 
     Raises:
         StoreError: It does.
     """
-    done: Queue[Writer | BaseException] = Queue()
+    done: Queue[T | BaseException] = Queue()
 
     def run() -> None:
         try:
@@ -253,7 +259,7 @@ def within(seconds: float, begin: Callable[[], Writer]) -> Writer:
         raise StoreError(
             "the place of the trial does not answer",
             got=f"nothing for {seconds:g} s",
-            expected="a directory that can be written",
+            expected="a place that can be written",
             next_step="check the disk or the network that it lies on",
         ) from None
     if isinstance(found, BaseException):

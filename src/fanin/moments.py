@@ -288,15 +288,13 @@ class _Network:
         last = head(self.spec)
         if last is None or self.spec.outputs not in ((), (last.path,)) or last.path not in self.signals:
             return {}
-        found = {last.path: Gradient(1.0)}
+        found, readers = {last.path: Gradient(1.0)}, self.spec.readers()
         for layer in reversed([one for one in self.spec.layers if one.calls and one.path != last.path]):
-            ways = [self._way(layer.path, reader, found) for reader in self._readers(layer.path)]
+            ran = [reader for reader in readers.get(layer.path, ()) if reader.calls]
+            ways = [self._way(layer.path, reader, found) for reader in ran]
             if known := [way for way in ways if way]:
-                found |= {layer.path: _sum(known)} if len(known) == len(ways) else {}
+                found.update({layer.path: _sum(known)} if len(known) == len(ways) else {})
         return found
-
-    def _readers(self, path: str) -> list[LayerSpec]:
-        return [layer for layer in self.spec.layers if layer.calls and path in layer.inputs]
 
     def _way(self, path: str, reader: LayerSpec, found: Mapping[str, Gradient]) -> Gradient | None:
         """What a layer receives through one of its readers; None where that is not known."""

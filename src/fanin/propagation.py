@@ -159,27 +159,55 @@ def _path(layers: tuple[LayerSpec, ...], links: dict[str, Link]) -> list[Link]:
     A normalization resets the scale, and so do layers whose effect on it is not known (recurrent, embedding); an
     attention passes it on. Layers come in forward order, so that what feeds a layer is known before it.
     """
-    best: dict[str, list[Link]] = {}
-    head: list[Link] = []
+    best: dict[str, _Way | None] = {}
+    head: _Way | None = None
     before = ""
     for layer in (layer for layer in layers if layer.calls):
         fed_by = layer.inputs or ((before,) if before else ())
-        ways = [best.get(path, []) for path in fed_by]
-        way = max(ways, key=_carried, default=[])
+        ways = [best.get(path) for path in fed_by]
+        way = max(ways, key=_carried, default=None)
         if layer.path in links:
-            way = head = [*way, links[layer.path]]
-        best[layer.path] = way if layer.path in links or layer.kind is Kind.ATTENTION else []
+            way = head = _longer(way, links[layer.path])
+        best[layer.path] = way if layer.path in links or layer.kind is Kind.ATTENTION else None
         before = layer.path
-    return head
+    return _links_of(head)
 
 
-def _carried(way: list[Link]) -> float:
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A path by its last link and the path before it, so that to go on costs the same however long it is.
+
+    Attributes:
+        start: Variance of what enters it.
+        excess: Sum over its links.
+    """
+
+    link: Link
+    before: _Way | None
+    start: float
+    excess: float
+
+
+def _longer(way: _Way | None, link: Link) -> _Way:
+    if way is None:
+        return _Way(link, None, link.variance_in, link.excess)
+    return _Way(link, way, way.start, way.excess + link.excess)
+
+
+def _links_of(way: _Way | None) -> list[Link]:
+    found: list[Link] = []
+    while way is not None:
+        found.append(way.link)
+        way = way.before
+    return found[::-1]
+
+
+def _carried(way: _Way | None) -> float:
     """log10 of the variance that a path should deliver: what enters it, times what its weights make of it; 0 for a
     signal whose scale has just been set."""
-    if not way:
+    if way is None:
         return 0.0
-    start = way[0].variance_in
-    return log10(start) + sum(link.excess for link in way) if start > 0 else -inf
+    return log10(way.start) + way.excess if way.start > 0 else -inf
 
 
 def _link(

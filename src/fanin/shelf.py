@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+
+from pyarrow.fs import FileType
 
 from fanin.errors import FaninError, UsageError
 from fanin.stores import open_store
-from fanin.stores.parquet.directory import PART
+from fanin.stores.parquet.directory import PART, Directory
+from fanin.stores.place import below, reaching, shown
 from fanin.stores.smdebug import is_smdebug
 from fanin.stores.smdebug.archive import Archive
 from fanin.trial import Trial
@@ -34,46 +36,65 @@ class Kept:
 
 
 def kept(place: str | os.PathLike[str]) -> Iterator[Kept]:
-    """The trials at and under a local directory, by path; what is within a trial is not looked at.
+    """The trials at and under a directory, or a prefix in an object store, by path; what is within a trial is not
+    looked at.
 
     Raises:
         UsageError: There is no such directory.
+        StoreError: It cannot be reached.
     """
-    root = Path(place)
-    if not root.is_dir():
+    root = os.fspath(place)
+    with reaching(root, "listed", "check the path and its permissions"):
+        directory = Directory.at(root)
+        kind = directory.kind
+    if kind is not FileType.Directory:
         raise UsageError(
-            "trials are listed under a local directory",
-            where=str(place),
-            got="a file" if root.exists() else "nothing of that name",
-            expected="a directory, e.g. runs",
+            "trials are listed under a directory",
+            where=shown(root),
+            got="a file" if kind is FileType.File else "nothing of that name",
+            expected="a directory, e.g. runs or s3://bucket/runs",
             next_step="name the directory that holds the trials",
         )
-    for path in _trials(root, DEEPEST):
-        try:
-            yield Kept(str(path), open_store(path).load())
-        except FaninError as error:
-            yield Kept(str(path), error=error)
+    with reaching(root, "listed", "check the permissions of the directories there"):
+        for address in _trials(root, DEEPEST):
+            yield _opened(address)
 
 
-def _trials(path: Path, depth: int) -> Iterator[Path]:
-    if is_trial(path):
-        yield path
+def _opened(address: str) -> Kept:
+    try:
+        return Kept(shown(address), open_store(address).load())
+    except FaninError as error:
+        return Kept(shown(address), error=error)
+
+
+def _trials(address: str, depth: int) -> Iterator[str]:
+    if is_trial(address):
+        yield address
         return
-    if depth == 0:
-        return
-    inside = sorted(p for p in path.iterdir() if p.is_dir() and not p.is_symlink() and p.name[0] != ".")
-    for folder in inside:
+    for folder in _folders(address) if depth else ():
         try:
             yield from _trials(folder, depth - 1)
         except PermissionError:
             continue
 
 
-def is_trial(path: Path) -> bool:
-    """Whether a directory holds a trial, ours or smdebug's."""
-    if any(PART.fullmatch(name) for name in os.listdir(path)):
+def _folders(address: str) -> list[str]:
+    """The directories in one, by name; hidden ones and links are not looked at."""
+    directory = Directory.at(address)
+    names = [info.base_name for info in directory.entries() if info.type is FileType.Directory]
+    linked = os.path.islink if directory.is_local else lambda path: False
+    return [below(address, name) for name in names if not linked(os.path.join(directory.path, name))]
+
+
+def is_trial(address: str) -> bool:
+    """Whether a directory holds a trial, ours or smdebug's.
+
+    Raises:
+        OSError, StoreError: It cannot be reached.
+    """
+    if any(PART.fullmatch(info.base_name) for info in Directory.at(address).entries()):
         return True
-    return is_smdebug(str(path))
+    return is_smdebug(address)
 
 
 def verify(uri: str | os.PathLike[str]) -> str:
@@ -102,40 +123,49 @@ def _every_record(uri: str) -> int:
 
 
 def remove(uri: str | os.PathLike[str]) -> int:
-    """Remove a trial of ours from a local disk, and its directory where nothing else is in it; how many files.
+    """Remove a trial of ours, and its directory on a local disk where nothing else is in it; how many files.
 
     Raises:
         UsageError: It is none, or somebody else's.
+        StoreError: It cannot be reached.
     """
-    path, names = Path(uri), removable(uri)
-    for name in names:
-        (path / name).unlink()
-    if not path.is_symlink() and not any(path.iterdir()):
-        path.rmdir()
+    names, directory = removable(uri), Directory.at(os.fspath(uri))
+    with reaching(
+        os.fspath(uri), "removed", "check the permissions, and remove the rest by `fanin trial rm`"
+    ):
+        for name in names:
+            directory.remove(name)
+        if directory.is_local and not os.path.islink(directory.path) and not os.listdir(directory.path):
+            os.rmdir(directory.path)
     return len(names)
 
 
 def removable(uri: str | os.PathLike[str]) -> list[str]:
-    """The files of a trial of ours on a local disk, in the order in which they can go.
+    """The files of a trial of ours, in the order in which they can go.
 
     Raises:
         UsageError: It is none, or somebody else's.
+        StoreError: It cannot be reached.
     """
-    path = Path(uri)
-    parts = sorted((name for name in _listed(path) if PART.fullmatch(name)), reverse=True)
+    address = os.fspath(uri)
+    with reaching(address, "read", "check the path and its permissions"):
+        listed = _listed(Directory.at(address))
+    parts = sorted((name for name in listed if PART.fullmatch(name)), reverse=True)
     if not parts:
         raise UsageError(
             "this is not a trial that fanin wrote, so fanin does not remove it",
-            where=str(uri),
-            expected="a local directory that holds part-w00000-000000.parquet and so on",
+            where=shown(address),
+            expected="a directory that holds part-w00000-000000.parquet and so on",
             next_step="remove it by other means, if it should go",
         )
     # The first part claims the place, so it goes last: after an interruption the rest is still known as a trial.
-    return [*(name for name in _listed(path) if _is_left_over(name)), *parts]
+    return [*(name for name in listed if _is_left_over(name)), *parts]
 
 
-def _listed(path: Path) -> list[str]:
-    return os.listdir(path) if path.is_dir() else []
+def _listed(directory: Directory) -> list[str]:
+    if directory.kind is not FileType.Directory:
+        return []
+    return [info.base_name for info in directory.entries(hidden=True)]
 
 
 def _is_left_over(name: str) -> bool:

@@ -195,6 +195,14 @@ class ModelSpec:
                 return layer
         raise KeyError(f"no layer {path!r} in {self.name}")
 
+    def readers(self) -> dict[str, list[LayerSpec]]:
+        """The layers that are given each layer's output, by its path. Made anew each time."""
+        found: dict[str, list[LayerSpec]] = {}
+        for layer in self.layers:
+            for path in dict.fromkeys(layer.inputs):
+                found.setdefault(path, []).append(layer)
+        return found
+
     @property
     def entrances(self) -> tuple[str, ...]:
         """Paths of the layers that are given the batch and nothing else; the first one where that is not known. What
@@ -253,21 +261,28 @@ class Step:
     observations: tuple[Observation, ...] = ()
     losses: Mapping[int, float] = field(default_factory=dict)
 
+    _found: dict[tuple[str, Role], dict[str, Observation]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """What `of` and `first` return, once one of them was asked: rules ask for each layer, and to look through all
+    observations each time makes judging quadratic in the layers."""
+
     def of(self, role: Role) -> dict[str, Observation]:
-        """Observations of one role by tensor name, in order; of equal names the first."""
-        found: dict[str, Observation] = {}
-        for seen in self.observations:
-            if seen.role is role:
-                found.setdefault(seen.tensor, seen)
-        return found
+        """Observations of one role by tensor name, in order; of equal names the first. Not to be changed."""
+        return self._sorted().get(("tensor", role), {})
 
     def first(self, role: Role) -> dict[str, Observation]:
-        """Each layer's first observation of one role, by the layer's path."""
-        found: dict[str, Observation] = {}
-        for seen in self.observations:
-            if seen.role is role:
-                found.setdefault(seen.layer, seen)
-        return found
+        """Each layer's first observation of one role, by the layer's path. Not to be changed."""
+        return self._sorted().get(("layer", role), {})
+
+    def _sorted(self) -> dict[tuple[str, Role], dict[str, Observation]]:
+        if not self._found:
+            found: dict[tuple[str, Role], dict[str, Observation]] = {}
+            for seen in self.observations:
+                found.setdefault(("tensor", seen.role), {}).setdefault(seen.tensor, seen)
+                found.setdefault(("layer", seen.role), {}).setdefault(seen.layer, seen)
+            self._found.update(found)  # at once: another thread may ask
+        return self._found
 
     @property
     def loss(self) -> float:

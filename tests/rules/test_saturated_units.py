@@ -115,8 +115,8 @@ def test_a_sigmoid_on_the_output_may_be_a_prior() -> None:
 
 def test_activations_of_unknown_origin_pass() -> None:
     spec = mlp(activation="tanh").spec
-    assert all(is_signal(spec, a) for a in spec.activations)
-    assert not is_signal(spec, replace(spec.activations[0], inputs=()))
+    assert all(is_signal(a, spec.readers()) for a in spec.activations)
+    assert not is_signal(replace(spec.activations[0], inputs=()), spec.readers())
     assert isinstance(spec.layers[0], LayerSpec)
 
 

@@ -50,6 +50,11 @@ def forever(uri: str) -> None:
         index += 1
 
 
+def endless(uri: str) -> None:
+    """The same as a process of its own, which no fork could hand a store's broken threads."""
+    forever(uri)
+
+
 def nursery() -> None:
     """For each address on stdin, a process that writes there forever; say `dead` when somebody killed it.
 
@@ -98,7 +103,7 @@ def say(word: object) -> None:
     os.write(1, f"{word}\n".encode())
 
 
-VERBS = {f.__name__: f for f in (write, nursery, fork, close_at_exit, never_close)}
+VERBS = {f.__name__: f for f in (write, endless, nursery, fork, close_at_exit, never_close)}
 
 if __name__ == "__main__":
     VERBS[sys.argv[1]](*sys.argv[2:])

@@ -33,7 +33,8 @@ PARTS = ["part-w00000-000000.parquet", "part-w00000-000001.parquet", "part-w0000
 def child(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     """A process that writes (see children.py)."""
     command = [sys.executable, str(CHILDREN), *arguments]
-    return subprocess.Popen(command, env=ENVIRONMENT | environment, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=ENVIRONMENT | environment, **pipes, text=True)
 
 
 def require_success(process: subprocess.Popen[str]) -> None:

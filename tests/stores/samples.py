@@ -70,7 +70,9 @@ def step(index: int, worker: int = 0, mode: Mode = Mode.TRAIN) -> Step:
 def plain(value: Any) -> Any:
     """A value in terms of which equal means the same to the last bit, nan included."""
     if is_dataclass(value):
-        return type(value).__name__, {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return type(value).__name__, {
+            f.name: plain(getattr(value, f.name)) for f in fields(value) if f.compare
+        }
     if isinstance(value, np.ndarray):
         return value.dtype.str, [repr(item) for item in value.tolist()]
     if isinstance(value, list | tuple):

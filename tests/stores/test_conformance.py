@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -17,16 +16,22 @@ from fanin.trial import NETWORK_INPUT, RECHECK, ActivationSpec, Mode, ModelSpec,
 
 from .samples import EMPTY, SPEC, layer, observation, plain, step
 
-STORES: dict[str, Callable[[Path], Store]] = {
-    "memory": lambda directory: MemoryStore(),
-    "parquet": lambda directory: ParquetStore(directory / "trial"),
+STORES: dict[str, Callable[[pytest.FixtureRequest], Store]] = {
+    "memory": lambda request: MemoryStore(),
+    "parquet": lambda request: ParquetStore(request.getfixturevalue("tmp_path") / "trial"),
+    "s3": lambda request: _in_a_bucket(request),
 }
 RUN = {"run_id": "r1"}
 
 
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return STORES[request.param](tmp_path)
+def store(request: pytest.FixtureRequest) -> Store:
+    return STORES[request.param](request)
+
+
+def _in_a_bucket(request: pytest.FixtureRequest) -> Store:
+    request.getfixturevalue("endpoint")
+    return ParquetStore(request.getfixturevalue("bucket_uri"))
 
 
 def write(store: Store, *steps: Step, worker: int = 0, spec: ModelSpec = SPEC) -> None:

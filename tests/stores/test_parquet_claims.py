@@ -14,7 +14,7 @@ from fanin.errors import (
     UsageError,
 )
 from fanin.stores.parquet import ParquetStore
-from fanin.stores.parquet.directory import Directory
+from fanin.stores.parquet.directory import Directory, Series
 
 from .parquet_trial import child, require_success
 
@@ -98,14 +98,14 @@ def test_a_run_may_name_itself(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Let something happen between the look at a directory and the first part."""
-    publish = Directory.publish
+    claim = Directory.claim
 
-    def late(self: Directory, *arguments: Any, **options: Any) -> None:
-        monkeypatch.setattr(Directory, "publish", publish)
+    def late(self: Directory, *arguments: Any) -> Series:
+        monkeypatch.setattr(Directory, "claim", claim)
         act()
-        publish(self, *arguments, **options)
+        return claim(self, *arguments)
 
-    monkeypatch.setattr(Directory, "publish", late)
+    monkeypatch.setattr(Directory, "claim", late)
 
 
 def test_of_two_runs_that_begin_at_once_as_one_worker_one_is_refused(

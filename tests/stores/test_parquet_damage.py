@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +179,58 @@ def test_a_link_out_of_the_directory_is_not_followed(written: Path, target: str)
 def test_a_link_to_a_trial_is_followed(written: Path, tmp_path: Path) -> None:
     (tmp_path / "latest").symlink_to(written)
     assert len(ParquetStore(tmp_path / "latest").load().steps) == 2
+
+
+# ── files that are meant to harm ────────────────────────────────────────────────────────────────────────────
+
+
+def spoiled(whole: bytes, chance: random.Random) -> bytes:
+    """A part of which a stretch is cut out, repeated, zeroed or drawn anew; half the time in its footer."""
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    start = chance.randrange(len(whole) - footer if chance.random() < 0.5 else 0, len(whole))
+    end = min(len(whole), start + chance.choice([1, 4, 16, 200, len(whole)]))
+    stretch = whole[start:end]
+    others = [b"", 2 * stretch, bytes(len(stretch)), b"\xff" * len(stretch), chance.randbytes(len(stretch))]
+    return whole[:start] + chance.choice(others) + whole[end:]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_spoiled_stretch_leads_to_another_kind_of_error_or_much_memory(written: Path, seed: int) -> None:
+    path, chance = written / PARTS[1], random.Random(seed)
+    whole, refused = path.read_bytes(), 0
+    before = pa.default_memory_pool().max_memory()
+    for _ in range(100):
+        path.write_bytes(spoiled(whole, chance))
+        with suppress(TrialFormatError):
+            ParquetStore(written).load()
+            refused -= 1
+        refused += 1
+    assert refused > 80
+    assert pa.default_memory_pool().max_memory() - before < 256 * 2**20
+
+
+def test_a_pipe_in_the_place_of_a_part_is_not_waited_for(written: Path) -> None:
+    (written / PARTS[1]).unlink()
+    os.mkfifo(written / PARTS[1])
+    error = load_error(written)
+    assert (error.got, error.where) == ("something that is no file", f"{written}/{PARTS[1]}")
+
+
+def test_a_part_of_many_gigabytes_is_not_read(written: Path) -> None:
+    with (written / PARTS[1]).open("r+b") as file:
+        file.truncate(2**40)  # of which the disk holds a few kilobytes
+    error = load_error(written)
+    assert error.got == f"{2**40} bytes"
+
+
+def test_a_small_file_of_very_many_values_is_not_unpacked(written: Path) -> None:
+    path = written / PARTS[1]
+    entries = pq.read_metadata(path).metadata
+    rows = 2**20
+    table = pa.table({f"c{i}": pa.nulls(rows) for i in range(600)})
+    pq.write_table(table.replace_schema_metadata(entries), path, compression="zstd")
+    assert path.stat().st_size < 2**21
+    before = pa.default_memory_pool().max_memory()
+    error = load_error(written)
+    assert "its columns would take" in error.got
+    assert pa.default_memory_pool().max_memory() - before < 64 * 2**20

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,59 +19,6 @@ from fanin.stores import open_store
 from fanin.stores.place import s3_filesystem
 
 from .smdebug_writer import TrialWriter
-
-pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("moto", "flask", "flask_cors")),
-    reason="moto's server is not installed",
-)
-
-BUCKET = "trials"
-SECONDS = 60
-"""To start a server on a busy machine."""
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """A server that speaks S3, as long as these tests run."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(number)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(number, server)
-        yield number
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Until somebody answers."""
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end and server.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise RuntimeError("the server did not start")
-
-
-@pytest.fixture
-def endpoint(port: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The server's address, in the environment as users have it."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    known = {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    for name, value in known.items():
-        monkeypatch.setenv(name, value)
-    return known["AWS_ENDPOINT_URL"]
 
 
 @pytest.fixture
@@ -97,13 +38,10 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def uri(endpoint: str, place: Path, request: pytest.FixtureRequest) -> str:
+def uri(endpoint: str, place: Path, bucket_uri: str) -> str:
     """The same trial in the store."""
-    store = s3_filesystem(allow_bucket_creation=True)
-    store.create_dir(BUCKET)
-    path = f"{BUCKET}/{request.node.name.replace('[', '-').replace(']', '')}/debug-output"
-    fs.copy_files(str(place), path, fs.LocalFileSystem(), store)
-    return f"s3://{path}"
+    fs.copy_files(str(place), bucket_uri.removeprefix("s3://"), fs.LocalFileSystem(), s3_filesystem())
+    return bucket_uri
 
 
 def test_a_trial_in_a_bucket_is_judged_as_on_a_disk(uri: str, place: Path) -> None:
@@ -118,9 +56,9 @@ def test_a_slash_at_the_end_changes_nothing(uri: str) -> None:
     assert len(load_trial(f"{uri}/").steps) == 10
 
 
-def test_an_address_may_name_its_endpoint(uri: str, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_may_name_its_endpoint(uri: str, s3_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    trial = load_trial(f"{uri}?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1")
+    trial = load_trial(f"{uri}?endpoint_override=127.0.0.1:{s3_port}&scheme=http&region=us-east-1")
     assert len(trial.steps) == 10
 
 
@@ -165,9 +103,8 @@ def test_an_event_file_that_is_not_there_yet_is_named(uri: str) -> None:
     assert caught.value.got == "no such file"
 
 
-@pytest.mark.parametrize("address", ["s3://no-such-bucket-here/job", f"s3://{BUCKET}/no-such-job"])
+@pytest.mark.parametrize("address", ["s3://no-such-bucket-here/job", "s3://trials/no-such-job"])
 def test_where_there_is_nothing_that_is_said(address: str, endpoint: str) -> None:
-    s3_filesystem(allow_bucket_creation=True).create_dir(BUCKET)
     with pytest.raises((StoreError, TrialNotFoundError)) as caught:
         load_trial(address)
     assert caught.value.where == address
@@ -196,6 +133,6 @@ def test_secrets_are_never_part_of_a_message(endpoint: str, monkeypatch: pytest.
         assert caught.value.where == "s3://trials/job"
 
 
-def test_our_own_trials_are_not_kept_there_yet(endpoint: str) -> None:
+def test_it_is_not_written_to(uri: str) -> None:
     with pytest.raises(UsageError, match="are read and not written"):
-        open_store("s3://trials/new").begin()
+        open_store(uri).begin()

@@ -351,14 +351,17 @@ def test_in_ci_a_directory_that_cannot_be_written_is_an_error(read_only: Path) -
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """From when it is set, nothing that is written ever arrives."""
     hangs, released = threading.Event(), threading.Event()
-    publish = Directory.publish
 
-    def stalled(*args: Any, **kwargs: Any) -> None:
-        if hangs.is_set():
-            released.wait(60)
-        publish(*args, **kwargs)
+    def stalled(original: Callable[..., Any]) -> Callable[..., Any]:
+        def late(*args: Any) -> Any:
+            if hangs.is_set():
+                released.wait(60)
+            return original(*args)
 
-    monkeypatch.setattr(Directory, "publish", stalled)
+        return late
+
+    for name in ("claim", "publish"):
+        monkeypatch.setattr(Directory, name, stalled(getattr(Directory, name)))
     monkeypatch.setattr(writing, "PATIENCE_S", 0.3)
     monkeypatch.setattr(capture, "BEGIN_S", 0.3)
     monkeypatch.setattr(capture, "LAST_S", 0.1)

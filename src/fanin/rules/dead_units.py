@@ -14,7 +14,7 @@ from fanin.finding import Finding, Missing, Scope, Severity
 from fanin.rule import Example, Need, Rule
 from fanin.summary import Interval, UnitSummary
 from fanin.synthetic import Init, clusters, constant, mlp
-from fanin.trial import NETWORK_INPUT, ActivationSpec, ModelSpec, Observation, Role, Trial
+from fanin.trial import NETWORK_INPUT, ActivationSpec, LayerSpec, ModelSpec, Observation, Role, Trial
 
 FLAT_BELOW: Mapping[str, float] = {"relu": 0.0, "relu6": 0.0, "hardswish": -3.0, "gelu": -5.0, "silu": -10.0}
 """Where an activation stops answering: by definition for the first three; GELU and SiLU have slopes of -7e-6 and
@@ -115,7 +115,8 @@ class DeadUnits(Rule):
             return
         looks = [step.of(Role.ACTIVATION_INPUT) for step in steps]
         sound = trial.reference.of(Role.ACTIVATION_INPUT) if trial.reference else {}
-        judged = [a for a in trial.spec.activations if _is_judged(trial.spec, a) and a.tensor in looks[0]]
+        seen, readers = [a for a in trial.spec.activations if a.tensor in looks[0]], trial.spec.readers()
+        judged = [a for a in seen if _is_judged(a, readers)]
         closed = [found for a in judged if (found := _closed(trial.spec, a, looks, sound))]
         for severity in dict.fromkeys(one.severity for one in closed):
             group = [one for one in closed if one.severity is severity]
@@ -201,15 +202,16 @@ def is_unavoidable(spec: ModelSpec, activation: ActivationSpec) -> bool:
 def _is_output(spec: ModelSpec, activation: ActivationSpec) -> bool:
     """Whether the network puts out what this activation does: what feeds it feeds nothing else."""
     fed = set(activation.inputs)
+    if not fed <= set(spec.outputs):
+        return False
     used = any(fed & set(layer.inputs) for layer in spec.layers)
-    by_name = any(x.path in fed and x.activation == activation.function for x in spec.layers)
-    return by_name and not used and fed <= set(spec.outputs)
+    return not used and any(x.path in fed and x.activation == activation.function for x in spec.layers)
 
 
-def _is_judged(spec: ModelSpec, activation: ActivationSpec) -> bool:
+def _is_judged(activation: ActivationSpec, readers: Mapping[str, list[LayerSpec]]) -> bool:
     """Whether it can die, and is no gate."""
     fed = set(activation.inputs)
-    gates = any(x.joins == "product" and fed & set(x.inputs) for x in spec.layers)
+    gates = any(x.joins == "product" for path in fed for x in readers.get(path, ()))
     return activation.function in FLAT_BELOW and bool(fed - {NETWORK_INPUT}) and not gates
 
 

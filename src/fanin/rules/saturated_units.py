@@ -100,7 +100,9 @@ class SaturatedUnits(Rule):
             return
         looks = [step.of(Role.ACTIVATION_INPUT) for step in steps]
         sound = trial.reference.of(Role.ACTIVATION_INPUT) if trial.reference else {}
-        judged = [a for a in trial.spec.activations if is_signal(trial.spec, a) and a.tensor in looks[0]]
+        paths, readers = {layer.path for layer in trial.spec.layers}, trial.spec.readers()
+        seen = [a for a in trial.spec.activations if a.tensor in looks[0] and paths.intersection(a.inputs)]
+        judged = [a for a in seen if is_signal(a, readers)]
         found = [one for a in judged if (one := _saturated(trial.spec, a, looks, sound))]
         if len(found) > 1 and len(found) > len(judged) / 2:
             yield self._finding(found, Scope.EVERYWHERE, steps[0].index)
@@ -165,12 +167,11 @@ def share_beyond(histogram: Histogram, limit: float) -> Interval:
     return Interval(*(float(histogram.counts[which].sum() / total) for which in (surely, perhaps)))
 
 
-def is_signal(spec: ModelSpec, activation: ActivationSpec) -> bool:
+def is_signal(activation: ActivationSpec, readers_of: Mapping[str, list[LayerSpec]]) -> bool:
     """Whether a bounded activation is on the way of the signal, rather than a gate beside it."""
-    readers = [layer for layer in spec.layers if set(activation.inputs) & set(layer.inputs)]
-    known = {layer.path for layer in spec.layers}
-    if activation.function not in FLAT_BEYOND or not set(activation.inputs) & known:
+    if activation.function not in FLAT_BEYOND or not activation.inputs:
         return False
+    readers = [reader for path in activation.inputs for reader in readers_of.get(path, ())]
     if activation.function in SWITCHES:
         return bool(readers) and all(_takes_alone(reader, activation) for reader in readers)
     return all(_takes(reader, activation) for reader in readers)

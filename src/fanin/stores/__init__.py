@@ -12,6 +12,7 @@ from fanin.stores.base import Store
 STORES = {
     "": "fanin.stores.parquet:ParquetStore",
     "file": "fanin.stores.parquet:ParquetStore",
+    "s3": "fanin.stores.parquet:ParquetStore",
 }
 """Scheme of an address (none: a path) -> module and class, which is called with the whole address."""
 
@@ -22,6 +23,8 @@ FOREIGN = {
 }
 """The same for trials that others wrote, which are only read."""
 
+ADDRESSES = "a directory, as a path, as file://... or as s3://bucket/..."
+
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 """Two letters at least, so that the drive of a Windows path is none."""
 
@@ -30,7 +33,7 @@ def open_store(uri: str | os.PathLike[str]) -> Store:
     """The store at an address, whether or not there is a trial yet.
 
     Args:
-        uri: A directory, as a path or as `file://...`; or a trial of SageMaker Debugger, which may be at `s3://...`.
+        uri: A directory, as a path, as `file://...` or as `s3://bucket/...`; ours, or a trial of SageMaker Debugger.
 
     Raises:
         UsageError: This cannot be the address of a trial.
@@ -39,15 +42,14 @@ def open_store(uri: str | os.PathLike[str]) -> Store:
     address = _address(uri)
     found = SCHEME.match(address)
     scheme = found[1].lower() if found else ""
-    if scheme not in FOREIGN:
+    if scheme not in STORES:
         raise UsageError(
             "trials are not kept at this kind of address",
             got=address,
-            expected="a directory, as a path or as file://...",
+            expected=ADDRESSES,
             next_step="write to a local directory and copy it from there",
         )
-    ours = STORES.get(scheme)
-    return _opened(FOREIGN[scheme] if ours is None or _is_foreign(address) else ours, address)
+    return _opened((FOREIGN if _is_foreign(address) else STORES)[scheme], address)
 
 
 def _is_foreign(address: str) -> bool:
@@ -76,7 +78,7 @@ def _address(uri: str | os.PathLike[str]) -> str:
     raise UsageError(
         "this is not the address of a trial",
         got=got,
-        expected="a directory, as a path or as file://...",
+        expected=ADDRESSES,
         next_step="name a directory, e.g. runs/exp1; "
         "a trial in memory is reached through the object that watch() returned",
     )

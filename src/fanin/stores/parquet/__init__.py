@@ -1,4 +1,4 @@
-"""ParquetStore: a trial as a directory of Parquet files, one per worker and flush.
+"""ParquetStore: a trial as a directory of Parquet files, one per worker and flush, on a disk or in an object store.
 
     runs/exp1/part-w00000-000000.parquet    worker 0 begins: no rows; claims the place, so that no two runs mix
     runs/exp1/part-w00000-000001.parquet    what worker 0 had appended when its thread got to it
@@ -6,14 +6,19 @@
 
     runs/exp1/.stopped-w00000               while worker 0 writes; not empty once SIGTERM has ended it (see `stopping`)
 
+In an object store the names end in a word that is the writer's own, as part-w00000-000001-1a2b3c4d.parquet (see
+`directory`), and nothing marks SIGTERM: such a trial is one that was broken off.
+
 A part appears whole or not at all, so a trial can be read while it is written, and after a crash up to the break.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import groupby
 from typing import final
 
 import pyarrow as pa
@@ -22,9 +27,11 @@ from pyarrow.fs import FileSystem, FileType
 from fanin.errors import StoreError, TrialExistsError, TrialFormatError, TrialNotFoundError, UsageError
 from fanin.stores.assembly import Record, assemble
 from fanin.stores.base import Store, Writer
-from fanin.stores.parquet.directory import Directory, part_name
+from fanin.stores.parquet.delivery import Delivery
+from fanin.stores.parquet.directory import Directory, Series, part_name
 from fanin.stores.parquet.part import Part, decode, encode
 from fanin.stores.parquet.writing import ParquetWriter
+from fanin.stores.place import in_a_line, lacks_bucket, reaching, shown
 from fanin.trial import Trial
 
 DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
@@ -41,16 +48,19 @@ class ParquetStore(Store):
     """A trial in a directory.
 
     Args:
-        uri: The directory, as a path or as `file://...`.
-        filesystem: Where that path is, when it is not on a local disk.
+        uri: The directory, as a path, as `file://...` or as `s3://...`.
+        filesystem: Where that path is, when the address does not say so.
 
     Raises:
         UsageError: The address cannot be read.
     """
 
     def __init__(self, uri: str | os.PathLike[str], filesystem: FileSystem | None = None) -> None:
-        self.uri = os.fspath(uri)
-        self._directory = Directory.at(self.uri, filesystem)
+        address = os.fspath(uri)
+        self.uri = shown(address)
+        self._directory = Directory.at(address, filesystem)
+        # `Delivery` tries again by itself, and must be able to stop.
+        self._sending = partial(Directory.at, address, filesystem, attempts=1)
 
     def begin(self, worker: int = 0, about: Mapping[str, str] | None = None) -> Writer:
         """Start writing as one worker; its first part is there when this returns.
@@ -74,34 +84,35 @@ class ParquetStore(Store):
             )
         known = with_run({str(key): str(value) for key, value in (about or {}).items()})
         with self._reaching("written", "choose a directory that can be written"):
-            self._claim(worker, known)
-        return ParquetWriter(self.uri, self._directory, worker, known)
+            claimed = self._claim(worker, known)
+        return ParquetWriter(claimed, known, Delivery(self._sending(), self.uri))
 
-    def _claim(self, worker: int, about: Mapping[str, str]) -> None:
+    def _claim(self, worker: int, about: Mapping[str, str]) -> Series:
         if self._directory.kind is FileType.File:
             raise self._is_a_file()
-        if worker in self._directory.last_parts():
+        if any(one.worker == worker for one in self._directory.series()):
             raise self._exists(f"parts of worker {worker}")
         self._require_same_run(worker, about)
         self._directory.create()
         try:
-            self._directory.publish(part_name(worker, 0), encode(Part(about=about)), exclusive=True)
+            claimed = self._directory.claim(worker, encode(Part(about=about)))
         except FileExistsError:
             raise self._exists(f"parts of worker {worker}") from None
         try:
             # Once more: two runs that began at once may both have found it empty. Now one of them sees the other.
             self._require_same_run(worker, about)
         except StoreError:
-            self._directory.remove(part_name(worker, 0))
+            self._directory.remove(claimed.name(0))
             raise
+        return claimed
 
     def _require_same_run(self, worker: int, about: Mapping[str, str]) -> None:
-        for other in self._directory.last_parts():
-            if other == worker:
+        for other in self._directory.series():
+            if other.worker == worker:
                 continue
             theirs = self._read(other, 0).about
             if "run_id" not in about or any(about.get(key) != theirs.get(key) for key in RUN):
-                raise self._exists(f"worker {other} of {_run(theirs)}; this is {_run(about)}")
+                raise self._exists(f"worker {other.worker} of {_run(theirs)}; this is {_run(about)}")
 
     def load(self) -> Trial:
         """Read what is there: the steps of all workers, up to the break if a writer died.
@@ -114,46 +125,76 @@ class ParquetStore(Store):
         with self._reaching("read", "check the path and its permissions"):
             if self._directory.kind is FileType.File:
                 raise self._is_a_file()
-            last = self._directory.last_parts()
-            if not last:
+            found = self._directory.series()
+            if not found:
                 raise self._nothing()
-            return assemble([self._record(worker, number) for worker, number in last.items()], self.uri)
+            workers = groupby(found, key=lambda one: one.worker)
+            return assemble([self._record(self._one_of(theirs)) for _, theirs in workers], self.uri)
 
-    def _record(self, worker: int, last: int) -> Record:
-        parts = [self._read(worker, number) for number in range(last + 1)]
+    def _one_of(self, series: Iterable[Series]) -> Series:
+        """The writer of a worker. Others that got no further than to claim the place were killed before they could
+        withdraw.
+
+        Raises:
+            TrialFormatError: There are several.
+        """
+        found = list(series)
+        written = [one for one in found if one.last] or found[:1]
+        if len(written) == 1:
+            return written[0]
+        raise TrialFormatError(
+            "two runs wrote here as one worker",
+            where=f"{self.uri}/{written[1].name(0)}",
+            got=f"parts of worker {written[0].worker} by {' and by '.join(one.claim for one in written)}",
+            expected="one run at an address; listings of this store lag, or one was copied over the other",
+            next_step="move the parts of one of them to an address of their own; the word at the end of a name says "
+            "whose it is",
+        )
+
+    def _record(self, series: Series) -> Record:
+        parts = [self._read(series, number) for number in range(series.last + 1)]
         specs = [part.spec for part in parts if part.spec is not None]
         return Record(
-            worker=worker,
+            worker=series.worker,
             steps=tuple(step for part in parts for step in part.steps),
             spec=specs[-1] if specs else None,
             about=parts[0].about,
-            ended=parts[-1].end or self._directory.was_stopped(worker),
+            ended=parts[-1].end or self._directory.was_stopped(series.worker),
         )
 
-    def _read(self, worker: int, number: int) -> Part:
-        name = part_name(worker, number)
-        where = f"{self.uri}/{name}"
-        rest = f"the later parts of worker {worker} to read what came before"
+    def _read(self, series: Series, number: int) -> Part:
+        where = f"{self.uri}/{series.name(number)}"
+        rest = f"the later parts of worker {series.worker} to read what came before"
         try:
-            return decode(self._directory.read(name), where)
+            data = self._directory.read(series.name(number))
         except FileNotFoundError:
             raise TrialFormatError(
                 "a part of this trial is missing",
                 where=where,
-                got=f"later parts of worker {worker} without it",
+                got=f"later parts of worker {series.worker} without it",
                 expected="parts numbered without a gap",
                 next_step=f"copy the trial again, or delete {rest}",
             ) from None
+        try:
+            return decode(data, where)
         except DAMAGE as error:
             raise TrialFormatError(
                 "a part of this trial is damaged",
                 where=where,
-                got=_one_line(error),
+                got=in_a_line(error),
                 expected="a whole file, as fanin wrote it",
                 next_step=f"copy it again, or delete it and {rest}",
             ) from error
 
     def _nothing(self) -> StoreError:
+        if lacks_bucket(self._directory.filesystem, self._directory.path):
+            return TrialNotFoundError(
+                "there is no such bucket",
+                where=self.uri,
+                got=f"no bucket {self._directory.path.split('/')[0]!r} that could be seen",
+                expected=A_TRIAL,
+                next_step="check its name, the region (AWS_REGION) and the endpoint (AWS_ENDPOINT_URL)",
+            )
         if self._directory.kind is FileType.NotFound:
             return TrialNotFoundError(
                 "there is no trial at this address",
@@ -198,14 +239,8 @@ class ParquetStore(Store):
             "workers of one run share a launcher (torchrun) or about={'run_id': ...}",
         )
 
-    @contextmanager
-    def _reaching(self, done: str, next_step: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(
-                f"the trial cannot be {done}", where=self.uri, got=_one_line(error), next_step=next_step
-            ) from error
+    def _reaching(self, done: str, otherwise: str) -> AbstractContextManager[None]:
+        return reaching(self.uri, done, otherwise)
 
 
 def with_run(about: Mapping[str, str]) -> dict[str, str]:
@@ -221,7 +256,3 @@ def with_run(about: Mapping[str, str]) -> dict[str, str]:
 def _run(about: Mapping[str, str]) -> str:
     size = f" of {about['world_size']} workers" if "world_size" in about else ""
     return f"run {about['run_id']}{size}" if "run_id" in about else "a run without an id"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

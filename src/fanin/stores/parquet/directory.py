@@ -1,7 +1,17 @@
 """The directory of a trial: numbered parts per worker, each written whole and never changed.
 
 Knows names and bytes, not what is in them. Everything goes through pyarrow's file systems, so that object stores
-can share the code; what only a local disk needs and offers (rename, exclusive link, fsync, symlinks) is at the end.
+share the code. What differs is how a place is claimed and how a file appears:
+
+A local disk has names that only one can take (a hard link) and renames: of two who begin as one worker exactly one gets
+part 0, and a part appears whole, after it has reached the disk.
+
+An object store, by pyarrow, has neither. A file appears whole there as well, since it is put by one request, or by a
+last one that joins its pieces. Nobody overwrites what another has put, whatever a listing says or lacks, since the
+parts of a writer bear its claim: a random word in their names. Who claims a place puts part 0 and looks afterwards:
+whoever finds another's beside it withdraws. Where listings show what was put before them, as those of S3 do since
+December 2020, the later of two sees the earlier, so at most one goes on; it may be none. Where listings lag both may
+go on, nothing is lost, and whoever reads the trial is told of both.
 """
 
 from __future__ import annotations
@@ -9,23 +19,47 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from fanin.errors import TrialFormatError
-from fanin.stores.place import filesystem_at
+from fanin.stores.place import ATTEMPTS, filesystem_at, is_object_store
 
-PART = re.compile(r"part-w(\d{5,})-(\d{6,})\.parquet")
+LARGEST = 4 * 2**30
+"""Bytes of a part. 10 steps of a model with 10,000 layers, written as one part, take a tenth of it."""
+
+PART = re.compile(r"part-w(\d{5,})-(\d{6,})(?:-([0-9a-f]{8}))?\.parquet")
 
 
-def part_name(worker: int, number: int) -> str:
-    """The file of a worker's part, both counted from 0.
+def part_name(worker: int, number: int, claim: str = "") -> str:
+    """The file of a worker's part, both counted from 0; with its writer's claim, where it is not on a local disk.
 
-    >>> part_name(3, 41)
-    'part-w00003-000041.parquet'
+    >>> part_name(3, 41), part_name(3, 41, "1a2b3c4d")
+    ('part-w00003-000041.parquet', 'part-w00003-000041-1a2b3c4d.parquet')
     """
-    return f"part-w{worker:05d}-{number:06d}.parquet"
+    return f"part-w{worker:05d}-{number:06d}{'-' if claim else ''}{claim}.parquet"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Series:
+    """The parts of one writer.
+
+    Attributes:
+        worker: Its rank.
+        claim: The word in their names; empty on a local disk.
+        last: The highest number seen. A part below may be missing from a listing that is taken while it is renamed, so
+            ask for it by name.
+    """
+
+    worker: int
+    claim: str = ""
+    last: int = 0
+
+    def name(self, number: int) -> str:
+        """The file of a part."""
+        return part_name(self.worker, number, self.claim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,75 +70,98 @@ class Directory:
     path: str
 
     @classmethod
-    def at(cls, uri: str, filesystem: FileSystem | None = None) -> Directory:
-        """The directory at an address: a path (on `filesystem`, when given), or SCHEME://....
+    def at(cls, uri: str, filesystem: FileSystem | None = None, attempts: int = ATTEMPTS) -> Directory:
+        """The directory at an address: a path (on `filesystem`, when given), or SCHEME://...; `attempts` as there.
 
         Raises:
             UsageError: The address cannot be read.
         """
         if filesystem is not None:
             return cls(filesystem, uri)
-        return cls(*filesystem_at(uri))
+        return cls(*filesystem_at(uri, attempts))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on a disk of this machine, or one that acts like it."""
+        return isinstance(self.filesystem, LocalFileSystem)
 
     @property
     def kind(self) -> FileType:
         """NotFound, File or Directory."""
         return self.filesystem.get_file_info(self.path).type
 
-    def entries(self) -> list[FileInfo]:
+    def entries(self, *, hidden: bool = False) -> list[FileInfo]:
         """Everything there but hidden files: those are parts that are not finished, or were never."""
         selector = FileSelector(self.path, allow_not_found=True)
         found = self.filesystem.get_file_info(selector)
-        return sorted((i for i in found if not i.base_name.startswith(".")), key=lambda info: info.base_name)
+        kept = (info for info in found if hidden or not info.base_name.startswith("."))
+        return sorted(kept, key=lambda info: info.base_name)
 
-    def last_parts(self) -> dict[int, int]:
-        """The highest number of part by worker, ascending. A part below may be missing from a listing that is taken
-        while it is renamed, so ask for it by name."""
-        last: dict[int, int] = {}
+    def series(self) -> list[Series]:
+        """Whose parts are there, by worker."""
+        last: dict[tuple[int, str], int] = {}
         for info in self.entries():
             match = PART.fullmatch(info.base_name)
             if match is None or info.type is not FileType.File:
                 continue
-            worker, number = int(match[1]), int(match[2])
-            if info.base_name == part_name(worker, number):
-                last[worker] = max(number, last.get(worker, 0))
-        return dict(sorted(last.items()))
+            worker, number, claim = int(match[1]), int(match[2]), match[3] or ""
+            if info.base_name == part_name(worker, number, claim):
+                last[worker, claim] = max(number, last.get((worker, claim), 0))
+        return sorted(Series(*who, number) for who, number in last.items())
 
     def read(self, name: str) -> bytes:
         """A whole file.
 
         Raises:
-            TrialFormatError: It is a link that leads out of the directory.
+            TrialFormatError: It is a link that leads out of the directory, no file, or larger than a part can be.
         """
-        if self._is_local:
+        if self.is_local:
             _require_inside(self.path, name)
         with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+            if file.size() > LARGEST:
+                raise _no_part(f"{self.path}/{name}", f"{file.size()} bytes", f"at most {LARGEST}")
             data: bytes = file.read()
         return data
 
-    def publish(self, name: str, data: bytes, *, exclusive: bool = False) -> None:
-        """Make a file appear, whole.
+    def claim(self, worker: int, data: bytes) -> Series:
+        """Make a worker's part 0 appear, unless it has one.
 
         Raises:
-            FileExistsError: It is there already, and `exclusive`.
+            FileExistsError: It has.
         """
-        path = f"{self.path}/{name}"
-        if self._is_local:
-            _publish_locally(self.path, name, data, exclusive)
+        if self.is_local:
+            _publish_locally(self.path, part_name(worker, 0), data, exclusive=True)
+            return Series(worker)
+        ours = Series(worker, secrets.token_hex(4))
+        try:
+            self.publish(ours.name(0), data)
+            others = [one for one in self.series() if one.worker == worker and one.claim != ours.claim]
+            if others:
+                raise FileExistsError(f"there is a {self.path}/{others[0].name(0)} already")
+        except OSError:
+            with suppress(OSError):
+                self.remove(ours.name(0))
+            raise
+        return ours
+
+    def publish(self, name: str, data: bytes) -> None:
+        """Make a file appear, whole."""
+        if self.is_local:
+            _publish_locally(self.path, name, data)
             return
-        if exclusive and self.filesystem.get_file_info(path).type is not FileType.NotFound:
-            raise FileExistsError(f"there is a {path} already")
-        # Object stores put a file at once, when the stream closes.
-        with self.filesystem.open_output_stream(path) as stream:
-            stream.write(data)
+        # Not `with`, which after a fault would close the stream, and so put what it has got of the file.
+        stream = self.filesystem.open_output_stream(f"{self.path}/{name}")
+        stream.write(data)
+        stream.close()
 
     def create(self) -> None:
-        """Make the directory, and those above it."""
-        self.filesystem.create_dir(self.path, recursive=True)
+        """Make the directory, and those above it, where there are such."""
+        if not is_object_store(self.filesystem):
+            self.filesystem.create_dir(self.path, recursive=True)
 
     def stop_mark(self, worker: int) -> str | None:
         """The file that says that SIGTERM has ended this worker; None where the disk is not ours."""
-        return f"{self.path}/.stopped-w{worker:05d}" if self._is_local else None
+        return f"{self.path}/.stopped-w{worker:05d}" if self.is_local else None
 
     def was_stopped(self, worker: int) -> bool:
         """Whether that file says so."""
@@ -115,12 +172,8 @@ class Directory:
         """Take a file away."""
         self.filesystem.delete_file(f"{self.path}/{name}")
 
-    @property
-    def _is_local(self) -> bool:
-        return isinstance(self.filesystem, LocalFileSystem)
 
-
-def _publish_locally(directory: str, name: str, data: bytes, exclusive: bool) -> None:
+def _publish_locally(directory: str, name: str, data: bytes, exclusive: bool = False) -> None:
     # Hidden, and not *.parquet: other readers of the directory pass it over as ours does.
     temporary = f"{directory}/.{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
@@ -157,3 +210,15 @@ def _require_inside(directory: str, name: str) -> None:
             expected="a file",
             next_step="copy the trial with the files themselves (cp -L), if you trust where it came from",
         )
+    if os.path.exists(target) and not os.path.isfile(target):  # to read from a pipe could wait for ever
+        raise _no_part(f"{directory}/{name}", "something that is no file", "a file")
+
+
+def _no_part(where: str, got: str, expected: str) -> TrialFormatError:
+    return TrialFormatError(
+        "this is no part of a trial, whatever its name says",
+        where=where,
+        got=got,
+        expected=expected,
+        next_step="remove it and the later parts of this worker to read what came before",
+    )

@@ -1,4 +1,4 @@
-"""ParquetWriter: parts written by a thread of their own, so that training never waits for a disk."""
+"""ParquetWriter: parts written by a thread of their own, so that training never waits for a disk or a network."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import final
 
 from fanin.errors import StoreError
-from fanin.stores.assembly import restated
+from fanin.stores.assembly import NOT_DESCRIBED, restated
 from fanin.stores.base import Writer
-from fanin.stores.parquet.directory import Directory, part_name
+from fanin.stores.parquet.delivery import Delivery
+from fanin.stores.parquet.directory import Series
 from fanin.stores.parquet.part import Part, encode
 from fanin.stores.parquet.stopping import leave_unmarked, mark_when_stopped
 from fanin.trial import ModelSpec, Step
@@ -24,21 +26,29 @@ REST = 0.5
 """Seconds from one part to the next, as long as nobody waits for it. Writing takes the interpreter from the training: a
 part for each step of 15 ms cost half a step."""
 
+WAITING = 100_000
+"""Tensors that may wait for an object store: ten steps of a model with 1,000 layers and ten roles, or half a gigabyte
+(measured: 4.7 kB for one with histogram and 64 units)."""
+
 
 @final
 class ParquetWriter(Writer):
     """One worker's hand on a trial in a directory, whose part 0 is there already.
 
-    Steps wait in memory without a limit until the thread takes all of them into one part: the first at once, others
-    after a rest, all when somebody flushes or closes. A failed part ends the recording: what comes after is dropped,
-    and the next flush() or close() says so, once; so do they where the medium does not answer, and wait no longer. A
-    forked child (a data loader's worker) has this object but not its thread; there, every method does nothing.
+    Steps wait in memory until the thread takes all of them into one part: the first at once, others after a rest, all
+    when somebody flushes or closes. A part that a local disk refuses ends the recording: what comes after is dropped,
+    and the next flush() or close() says so, once; so do they where the medium does not answer, and wait no longer.
+
+    What an object store does not take is kept on this machine (see `delivery`), and the next flush() or close() says
+    where. For one no more than WAITING tensors wait; steps beyond are dropped, and a note in the trial says which. A
+    flush() that returns has its steps in the store, until one has said that the store does not take them.
+
+    A forked child (a data loader's worker) has this object but not its thread; there, every method does nothing.
     """
 
-    def __init__(self, uri: str, directory: Directory, worker: int, about: Mapping[str, str]) -> None:
-        self._uri = uri
-        self._directory = directory
-        self._worker = worker
+    def __init__(self, series: Series, about: Mapping[str, str], delivery: Delivery) -> None:
+        self._series = series
+        self._delivery = delivery
         self._about = about
         self._process = os.getpid()
         self._parts = 1
@@ -47,6 +57,8 @@ class ParquetWriter(Writer):
         # All below is guarded by this. It is reentrant, so that a signal handler may flush.
         self._changed = threading.Condition()
         self._steps: list[Step] = []
+        self._tensors = 0
+        self._dropped: list[int] = []
         self._spec_is_new = False
         self._wanted = False
         self._hurried = False
@@ -55,11 +67,11 @@ class ParquetWriter(Writer):
         self._closing = False
         self._over = False
         self._is_given_up = False
-        self._mark = directory.stop_mark(worker)
+        self._mark = delivery.stop_mark(series.worker)
         if self._mark is not None:
             mark_when_stopped(self._mark)
         # A daemon, so that a trial that nobody closed cannot keep the interpreter from ending.
-        self._thread = threading.Thread(target=self._write_parts, name=f"fanin-w{worker}", daemon=True)
+        self._thread = threading.Thread(target=self._write_parts, name=f"fanin-w{series.worker}", daemon=True)
         self._thread.start()
 
     def describe(self, spec: ModelSpec) -> None:
@@ -79,17 +91,25 @@ class ParquetWriter(Writer):
         with self._changed:
             self._require_open()
             if not self._over:
-                self._steps.append(step)
+                self._take_in(step)
                 self._wake()
 
+    def _take_in(self, step: Step) -> None:
+        if self._delivery.is_far and self._steps and self._tensors + len(step.observations) > WAITING:
+            self._delivery.hurry()
+            self._dropped.append(step.index)
+            return
+        self._steps.append(step)
+        self._tensors += len(step.observations)
+
     def end(self, wait_s: float = 0.0) -> None:
-        """Have the mark written that this worker is done, and wait for that a moment at most."""
+        """Have the mark written that this worker is done, and wait for that a moment at most; not for a network."""
         if self._is_forked:
             return
         with self._changed:
             self._closing = self._hurried = True
             self._wake()
-            self._changed.wait_for(lambda: self._over, wait_s)
+            self._changed.wait_for(lambda: self._over, 0.0 if self._delivery.is_far else wait_s)
 
     def flush(self) -> None:
         """Wait until everything appended is on the disk.
@@ -116,11 +136,25 @@ class ParquetWriter(Writer):
         self.end()
         with self._changed:
             self._wait_until(lambda: self._over)
-            is_over = self._over
+            is_over = self._over and not self._is_given_up
+            if not self._over and self._delivery.is_far:
+                self._leave_here()
         if is_over:  # it only has to return; a thread that still runs when the interpreter goes may abort it
             self._thread.join(PATIENCE_S)
         with self._changed:
             self._report()
+
+    def _leave_here(self) -> None:
+        """What the thread has in its hands, and what it will not come to: it may hang in a request. A part on its way
+        has the number `_parts`, so the rest is the one after it."""
+        unanswered, self._failure = self._failure or TimeoutError("the store did not answer"), None
+        try:
+            self._delivery.give_up(unanswered)
+            self._parts += self._writing
+            self._deliver(self._taken())
+        except Exception as error:  # noqa: BLE001  told below
+            self._failure = error
+        self._over = True
 
     def _wait_until(self, done: Callable[[], bool]) -> None:
         """As long as parts get written."""
@@ -147,14 +181,18 @@ class ParquetWriter(Writer):
 
     def _require_open(self) -> None:
         if self._closing:
-            raise StoreError("this writer is closed", where=self._uri, next_step="append before close()")
+            raise StoreError(
+                "this writer is closed", where=self._delivery.uri, next_step="append before close()"
+            )
 
     def _report(self) -> None:
         failure, self._failure = self._failure, None
+        if failure is None and (loss := self._delivery.loss()) is not None:
+            raise loss
         if failure is not None:
             raise StoreError(
                 "the trial could not be written to its end",
-                where=f"{self._uri}/{part_name(self._worker, self._parts)}",
+                where=f"{self._delivery.uri}/{self._series.name(self._parts)}",
                 got=f"{type(failure).__name__}: {failure}",
                 expected="a directory that stays, with room and permission to write",
                 next_step="make room or choose another directory; what was written before can still be judged",
@@ -172,10 +210,11 @@ class ParquetWriter(Writer):
         if self._mark is not None and (end or failure is not None):
             leave_unmarked(self._mark)
         with self._changed:
-            self._over = end or failure is not None
+            self._over = self._over or end or failure is not None
             if failure is not None:
                 self._failure, self._steps = failure, []
-            self._writing = False
+            # With `_writing`, or `_leave_here` could not tell which number is free.
+            self._writing, self._parts = False, self._parts + (failure is None)
             self._rested = time.monotonic() + REST
             self._changed.notify_all()
 
@@ -183,16 +222,37 @@ class ParquetWriter(Writer):
         with self._changed:
             self._changed.wait_for(lambda: self._wanted)
             self._changed.wait_for(lambda: self._hurried, timeout=max(0.0, self._rested - time.monotonic()))
-            spec = self._spec if self._spec_is_new else None
-            part = Part(tuple(self._steps), spec, self._about, end=self._closing)
-            self._steps, self._spec_is_new = [], False
             self._wanted, self._hurried, self._writing = False, False, True
-            return part
+            return self._taken()
+
+    def _taken(self) -> Part:
+        """All that waits, as a part; under the lock."""
+        if self._dropped:
+            self._spec = _noted(self._spec, self._dropped)
+            self._spec_is_new, self._dropped = True, []
+        spec = self._spec if self._spec_is_new else None
+        part = Part(tuple(self._steps), spec, self._about, end=self._closing)
+        self._steps, self._tensors, self._spec_is_new = [], 0, False
+        return part
 
     def _write(self, part: Part) -> Exception | None:
         try:
-            self._directory.publish(part_name(self._worker, self._parts), encode(part))
+            self._deliver(part)
         except Exception as error:  # noqa: BLE001  whatever it is: flush() tells it, a thread has nobody to tell
             return error
-        self._parts += 1
         return None
+
+    def _deliver(self, part: Part) -> None:
+        self._delivery.deliver(self._series.name(self._parts), encode(part))
+
+
+def _noted(spec: ModelSpec | None, dropped: list[int]) -> ModelSpec:
+    """The model, with a note of the steps that are not in the trial."""
+    spec = spec or NOT_DESCRIBED
+    which = (
+        f"step {dropped[0]}"
+        if len(dropped) == 1
+        else f"{len(dropped)} steps from {dropped[0]} to {dropped[-1]}"
+    )
+    note = f"Not kept: {which}, which came faster than the store took what was before."
+    return replace(spec, notes=(*spec.notes, note))

@@ -14,6 +14,7 @@ from pyarrow.fs import FileSystem
 
 from fanin.errors import UsageError
 from fanin.stores.base import Store, Writer
+from fanin.stores.place import shown
 from fanin.stores.smdebug.archive import Archive
 from fanin.stores.smdebug.conversion import trial_of
 from fanin.trial import Trial
@@ -42,9 +43,9 @@ class SmdebugStore(Store):
             UsageError: Always: these trials are read only.
         """
         raise UsageError(
-            "trials in object stores, and those of SageMaker Debugger, are read and not written",
-            where=self.uri,
-            expected="a new directory on a local disk",
+            "trials of SageMaker Debugger are read and not written",
+            where=shown(self.uri),
+            expected="a new directory",
             next_step="write to a directory, e.g. runs/exp1",
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from os.path import exists, isfile, realpath
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from fanin.errors import StoreError, TrialFormatError
-from fanin.stores.place import filesystem_at, shown
+from fanin.stores.place import filesystem_at, reaching, shown
 
 READ_WHOLE = 32 * 2**20
 """Bytes up to which an event file is read in one go rather than record by record: a request to an object store costs
@@ -79,12 +79,12 @@ class Folder:
         """
         path = self._inside(name)
         try:
-            with self.filesystem.open_input_file(path) as file:
+            with self.reaching(), self.filesystem.open_input_file(path) as file:
                 yield OpenFile(file, file.size())
-        except FileNotFoundError:
+        except StoreError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
             raise self.damaged(name, "no such file", "the file that the trial's index names") from None
-        except OSError as error:
-            raise self._unreachable(error) from error
 
     def damaged(self, name: str, got: str, expected: str, at: int | None = None) -> TrialFormatError:
         """The error of a file that is not what it should be."""
@@ -96,27 +96,13 @@ class Folder:
             next_step="copy it again; without the index files of its step and of later ones the rest can be read",
         )
 
-    @contextmanager
-    def reaching(self) -> Iterator[None]:
+    def reaching(self) -> AbstractContextManager[None]:
         """Turns a fault of the file system into an error that says what to do.
 
         Raises:
             StoreError: It cannot be reached.
         """
-        try:
-            yield
-        except OSError as error:
-            raise self._unreachable(error) from error
-
-    def _unreachable(self, error: OSError) -> StoreError:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        if "ACCESS_DENIED" in text or "AccessDenied" in text or "INVALID_ACCESS_KEY" in text:
-            advice = "check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE) and the rights on this bucket"
-        elif self.uri.startswith("s3:"):
-            advice = "check the address, the region (AWS_REGION) and the endpoint (AWS_ENDPOINT_URL)"
-        else:
-            advice = "check the path and its permissions"
-        return StoreError("the trial cannot be read", where=self.uri, got=text[:300], next_step=advice)
+        return reaching(self.uri, "read", "check the path and its permissions")
 
     def _inside(self, name: str) -> str:
         """The path of a file in the trial. Names come from its index files, which may be anybody's."""
