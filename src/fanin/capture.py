@@ -84,7 +84,9 @@ def watch(
     if steps < 1:
         raise UsageError("steps must be positive", got=str(steps), expected="1 or more", next_step="try 10")
     if on_stop not in get_args(OnStop):
-        raise UsageError("on_stop is none of its values", got=repr(on_stop), expected=", ".join(get_args(OnStop)))
+        raise UsageError(
+            "on_stop is none of its values", got=repr(on_stop), expected=", ".join(get_args(OnStop))
+        )
     return Watch(model, optimizer, trial, steps, None if rules is None else tuple(rules), on_error, on_stop)
 
 

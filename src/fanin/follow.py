@@ -9,11 +9,11 @@ or the follower's own timeout.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fanin.beside import Beside
-from fanin.errors import FaninError, StoreError, TrialNotFoundError
+from fanin.errors import FaninError, StoreError, TrialFormatError, TrialNotFoundError
 from fanin.examine import Report, judge, load_trial
 from fanin.finding import Verdict
 from fanin.glance import Glance, Liveness, glance
@@ -73,6 +73,7 @@ def follow(uri: str, how: Following | None = None) -> Iterator[Look]:
         RuleParameterError: A rule's parameters cannot apply to this trial.
     """
     follower = _Follower(uri, how or Following())
+    follower.is_news()
     yield follower.look()
     while not follower.is_over:
         time.sleep(follower.poll)
@@ -109,7 +110,7 @@ class _Follower:
             seen = glance(self._beside)
         except OSError as error:
             return self._failed(_unreachable(self._uri, error))
-        if self._liveness.is_dead(seen):
+        if seen.holds_trial and self._liveness.is_dead(seen):
             self._ended = Ended.WRITER_DEAD
         before, self._seen = self._seen, seen
         return self.is_over or self._error is not None or before is None or seen.files != before.files
@@ -130,11 +131,17 @@ class _Follower:
         try:
             if self._ended is not Ended.BROKEN:
                 self._judge(load_trial(self._uri))
-        except TrialNotFoundError:
-            self._error = self._failing_since = None
         except StoreError as error:
-            self._failed(error)
+            self._take(error)
         return Look(self._standing(), self._report, self._error)
+
+    def _take(self, error: StoreError) -> None:
+        """A trial that is not there yet is no failure; nor is a directory in which others have files."""
+        holds_trial = self._seen is not None and self._seen.holds_trial
+        if isinstance(error, TrialNotFoundError) or (isinstance(error, TrialFormatError) and not holds_trial):
+            self._error = self._failing_since = None
+        else:
+            self._failed(error)
 
     def _judge(self, trial: Trial) -> None:
         self._error = self._failing_since = None
@@ -175,12 +182,3 @@ def _unreachable(uri: str, error: OSError) -> StoreError:
         got=" ".join(f"{type(error).__name__}: {error}".split())[:300],
         next_step="check the path, the network and the permissions",
     )
-
-
-def last(looks: Sequence[Look] | Iterator[Look]) -> Look:
-    """The last of some looks, at which the follower has ended."""
-    found = None
-    for found in looks:
-        pass
-    assert found is not None, "a follower looks at least once"
-    return found

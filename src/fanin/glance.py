@@ -12,6 +12,7 @@ from typing import Any
 from pyarrow.fs import FileInfo
 
 from fanin.beside import BEAT, Beside
+from fanin.stores.parquet.directory import PART
 
 BEATING_S = 20.0
 """Seconds without a new beat after which a training is dead: 20 beats. A process that is stopped, or a disk that hangs,
@@ -20,6 +21,9 @@ for less is slow; on two cores with eight busy processes the longest gap was bel
 IDLE_S = 600.0
 """The same where nobody beats (trials of SageMaker Debugger, of an older fanin): since the newest file. Its default
 saves every 500 steps, which take minutes."""
+
+FOREIGN = {"collections", "index"}
+"""Folders of a trial of SageMaker Debugger, in which each file is in a folder by its number."""
 
 File = tuple[str, int, int]
 """Path, size, time of the last change in nanoseconds."""
@@ -36,6 +40,12 @@ class Glance:
 
     files: frozenset[File]
     beats: frozenset[File]
+
+    @property
+    def holds_trial(self) -> bool:
+        """Whether anybody has begun a trial here, we or SageMaker Debugger; a directory may be there for others."""
+        paths = (path.split("/") for path, _, _ in self.files)
+        return any(PART.fullmatch(path[-1]) or FOREIGN & {*path[-3:-1]} for path in paths)
 
     @property
     def newest(self) -> float:
@@ -82,4 +92,4 @@ class Liveness:
         if self._changed:
             silent = now - min(since for _, since in self._changed.values())
             return silent > (self._dead_after or BEATING_S)
-        return bool(seen.files) and time.time() - seen.newest > (self._dead_after or IDLE_S)
+        return time.time() - seen.newest > (self._dead_after or IDLE_S)

@@ -126,7 +126,8 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "rules": list(standing.rules),
         "findings": [_finding(found) for found in standing.findings[:MOST_FINDINGS]],
         "actions": [
-            {"action": done.action, "outcome": done.outcome, "detail": done.detail} for done in standing.actions
+            {"action": done.action, "outcome": done.outcome, "detail": done.detail}
+            for done in standing.actions
         ],
         "updated": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "follower": {"host": socket.gethostname(), "pid": os.getpid()},
@@ -140,7 +141,7 @@ def _finding(found: Finding) -> dict[str, Any]:
         "layer": found.layer,
         "step": found.step,
         "evidence": found.evidence,
-        "cause": found.cause.name.lower() if found.cause else None,
+        "cause": found.cause.value if found.cause else None,
         "source": str(found.source) if found.source else None,
     }
 
