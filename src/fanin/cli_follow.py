@@ -26,7 +26,7 @@ BROKEN, TIMED_OUT = 2, 4
 """Exit codes besides the verdict's."""
 
 
-class Seconds(click.ParamType):
+class Seconds(click.ParamType[float]):
     """A time: 90, 90s, 5m, 2h."""
 
     name = "TIME"

@@ -6,8 +6,8 @@ One listing, and no file is opened, so that looking ten times a second costs a d
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from pyarrow.fs import FileInfo
 
@@ -76,7 +76,7 @@ class Liveness:
     A beat is a file that changes; how long ago is told by our own clock, since the writer's may differ.
     """
 
-    def __init__(self, dead_after: float | None = None, clock: Any = time.monotonic) -> None:
+    def __init__(self, dead_after: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._dead_after = dead_after
         self._clock = clock
         self._changed: dict[str, tuple[File, float]] = {}
