@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fanin.beside import OURS
 from fanin.errors import FaninError, UsageError
 from fanin.stores import open_store
 from fanin.stores.parquet.directory import PART
@@ -139,5 +140,5 @@ def _listed(path: Path) -> list[str]:
 
 
 def _is_left_over(name: str) -> bool:
-    """What a writer that was killed left of a part."""
-    return name.startswith(".part-w") and name.endswith(".tmp")
+    """What a writer that was killed left of a part, and what lies beside the parts."""
+    return (name.startswith(".part-w") and name.endswith(".tmp")) or OURS.fullmatch(name) is not None

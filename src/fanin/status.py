@@ -146,6 +146,15 @@ def _finding(found: Finding) -> dict[str, Any]:
     }
 
 
+def _fitting(standing: Standing) -> bytes:
+    """As bytes, with as many findings as there is room for."""
+    while True:
+        text = json.dumps(as_json(standing), indent=2, allow_nan=False).encode()
+        if len(text) < LARGEST or not standing.findings:
+            return text
+        standing = replace(standing, findings=standing.findings[: len(standing.findings[:MOST_FINDINGS]) // 2])
+
+
 @dataclass(frozen=True, slots=True)
 class StatusFile:
     """Where the status is kept: beside the trial, or in a file of the user's choice."""
@@ -185,8 +194,7 @@ class StatusFile:
         """
         if not self.beside.exists or (not standing.status.is_verdict and self._holds_verdict(standing)):
             return False
-        text = json.dumps(as_json(standing), indent=2, allow_nan=False)
-        self.beside.write(self.name, text.encode()[:LARGEST])
+        self.beside.write(self.name, _fitting(standing))
         return True
 
     def _holds_verdict(self, standing: Standing) -> bool:

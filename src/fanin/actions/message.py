@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any, final
 
@@ -48,6 +49,8 @@ class Message(Action):
 
 
 def _apprise() -> Any:
+    # What it logs may hold the address; where nobody has asked for its log, Python would print it.
+    logging.getLogger("apprise").addHandler(logging.NullHandler())
     try:
         return import_module("apprise")
     except ModuleNotFoundError as error:
