@@ -17,6 +17,7 @@ from fanin.errors import FaninError, StoreError, TrialFormatError, TrialNotFound
 from fanin.examine import Report, judge, load_trial
 from fanin.finding import Verdict
 from fanin.glance import Glance, Liveness, glance
+from fanin.judgement import load_rules
 from fanin.rule import Rule
 from fanin.status import Ended, Standing, status_of
 from fanin.trial import Trial
@@ -96,6 +97,8 @@ class _Follower:
         self._failing_since: float | None = None
         self._ended = Ended.NOT
         self._codes = tuple(rule.code for rule in how.rules or ())
+        if how.rules is None:
+            load_rules()  # the imports, which take 0.3 s, while there is nothing to judge yet
 
     @property
     def is_over(self) -> bool:

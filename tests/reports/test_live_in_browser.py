@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,22 @@ class Visit:
         self.page.wait_for_selector(f"{LIVE}:not([data-version='{version}'])", timeout=60_000)
 
 
+@contextmanager
+def running(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive its test."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *command], text=True, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def followed(place: Path, port: str = "0") -> AbstractContextManager[subprocess.Popen[str]]:
+    """A follower with a page."""
+    return running("-m", "fanin", "follow", str(place), f"--serve=127.0.0.1:{port}", "--timeout", "110s")
+
+
 @pytest.fixture
 def served() -> Iterator[LivePage]:
     made = LivePage(Address("127.0.0.1", 0), "runs/exp1")
@@ -71,37 +87,30 @@ def served() -> Iterator[LivePage]:
 
 
 def test_a_page_follows_a_training_that_runs(browser: Any, tmp_path: Path) -> None:
-    place = str(tmp_path / "trial")
-    script = tmp_path / "train.py"
+    """A step is over when the next one begins, so of four steps the first is seen after the second line."""
+    place, script = tmp_path / "trial", tmp_path / "train.py"
     script.write_text(TRAINING)
-    follower = subprocess.Popen(
-        [sys.executable, "-m", "fanin", "follow", place, "--serve=127.0.0.1:0", "--timeout", "110s"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    assert follower.stderr is not None
-    url = follower.stderr.readline().split()[-1]
-    visit = Visit(browser, url)
-    assert "No step of" in visit.page.inner_text("h1")
-    training = subprocess.Popen([sys.executable, str(script), place], stdin=subprocess.PIPE, text=True)
-    assert training.stdin is not None
-    visit.page.wait_for_selector("section.verdict.poor", timeout=90_000)
-    visit.page.wait_for_selector(LIVE, timeout=60_000)
-    assert "FAN101" in visit.page.inner_text("#headline")
-    for _ in range(3):
+    with followed(place) as follower, running(str(script), str(place)) as training:
+        url = follower.stderr.readline().split()[-1]
+        visit = Visit(browser, url)
+        assert "No step of" in visit.page.inner_text("h1")
+        print(file=training.stdin, flush=True)
+        visit.page.wait_for_selector("section.verdict.poor", timeout=90_000)
+        visit.page.wait_for_selector(LIVE, timeout=60_000)
+        assert "FAN101" in visit.page.inner_text("#headline")
         version = visit.version()
         print(file=training.stdin, flush=True)
         visit.after(version)
-    assert "step 3" in visit.page.inner_text(".facts")
-    training.communicate("\n", timeout=60)
-    assert visit.said == []
-    assert {address.split("/")[2] for address in visit.asked if address.startswith("http")} == {url.split("/")[2]}
-    follower.send_signal(signal.SIGINT)
-    out, _ = follower.communicate(timeout=60)
-    assert follower.returncode == 1
-    assert "POOR" in out
+        assert "step 1" in visit.page.inner_text(".facts")
+        training.communicate("\n\n", timeout=60)
+        visit.page.wait_for_selector(".facts:has-text('step 3')", timeout=60_000)
+        assert visit.said == []
+        elsewhere = {address for address in visit.asked if not address.startswith((url, "data:"))}
+        assert elsewhere == set()
+        follower.send_signal(signal.SIGINT)
+        out, _ = follower.communicate(timeout=60)
+        assert follower.returncode == 1
+        assert "POOR" in out
     visit.page.wait_for_function("document.getElementById('live').textContent !== 'live'")
     visit.page.close()
 
@@ -112,7 +121,7 @@ def test_what_was_searched_sorted_chosen_unfolded_and_scrolled_to_survives(brows
     page = visit.page
     page.wait_for_selector(LIVE)
     page.fill("#search", "mlp")
-    page.select_option("#filter", "fault")
+    page.select_option("#filter", "downstream")
     head = page.locator("#table thead button", has_text="Layer")
     head.click()
     head.click()
@@ -121,7 +130,7 @@ def test_what_was_searched_sorted_chosen_unfolded_and_scrolled_to_survives(brows
     page.click("#theme")
     page.locator("details.page summary").first.click()
     page.focus("#search")
-    page.evaluate("document.getElementById('search').setSelectionRange(1, 2); scrollTo(0, 700)")
+    page.evaluate("document.getElementById('search').setSelectionRange(1, 2); scrollTo({top: 700, behavior: 'instant'})")
     before = _state(page)
     version = visit.version()
     served.show(_report(3))
@@ -159,22 +168,17 @@ def _state(page: Any) -> dict[str, Any]:
 def test_a_page_that_was_open_finds_its_follower_again(browser: Any, tmp_path: Path) -> None:
     place = tmp_path / "trial"
     Growing(place, poor()).step(0)
-    command = [sys.executable, "-m", "fanin", "follow", str(place), "--timeout", "110s", "--serve=127.0.0.1:"]
-    first = subprocess.Popen([command[0], *command[1:-1], command[-1] + "0"], stderr=subprocess.PIPE, text=True)
-    assert first.stderr is not None
-    url = first.stderr.readline().split()[-1]
-    visit = Visit(browser, url)
-    visit.page.wait_for_selector(LIVE, timeout=60_000)
-    version = visit.version()
-    first.kill()  # it says no farewell
-    first.communicate()
+    with followed(place) as first:
+        url = first.stderr.readline().split()[-1]
+        visit = Visit(browser, url)
+        visit.page.wait_for_selector(f"{LIVE}:has(section.poor)", timeout=60_000)
+        version = visit.version()
+        first.kill()  # it says no farewell
     visit.page.wait_for_function("document.getElementById('live').textContent === 'connection lost'")
-    second = subprocess.Popen([*command[:-1], command[-1] + url.rstrip("/").rsplit(":", 1)[1]], stderr=subprocess.PIPE)
-    visit.after(version)
-    assert "blocks.3.fc" in visit.page.inner_text("#headline")
+    with followed(place, url.rstrip("/").rsplit(":", 1)[1]):
+        visit.page.wait_for_selector(f"{LIVE}:has(section.poor):not([data-version='{version}'])", timeout=60_000)
+        assert "blocks.3.fc" in visit.page.inner_text("#headline")
     visit.page.close()
-    second.kill()
-    second.communicate()
 
 
 def test_hostile_names_are_text_on_the_waiting_page(browser: Any) -> None:

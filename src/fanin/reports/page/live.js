@@ -55,7 +55,7 @@
     if (kept.cursor) byId("search")?.setSelectionRange(...kept.cursor);
     const box = document.querySelector(".tall");
     if (box) box.scrollTop = kept.table ?? 0;
-    scrollTo(0, kept.top);
+    scrollTo({ top: kept.top, behavior: "instant" });
   };
 
   // Charts give the page its height and take the choice only once they are drawn.
@@ -64,17 +64,8 @@
     const observer = new MutationObserver(() => { if (root.dataset.drawn) { observer.disconnect(); then(); } });
     observer.observe(root, { attributes: true, attributeFilter: ["data-drawn"] });
   };
-  history.scrollRestoration = "manual";
-  const kept = sessionStorage.getItem(KEPT);
-  sessionStorage.removeItem(KEPT);
-  let left = false;
-  whenDrawn(() => {
-    if (kept) restore(JSON.parse(kept));
-    root.dataset.live = "true";
-    listen();
-  });
-
   // ── what comes ──
+  let left = false;
   const listen = () => {
     const source = new EventSource("/events");
     source.onopen = () => { sign.textContent = "live"; };
@@ -87,4 +78,13 @@
     source.addEventListener("over", () => { source.close(); sign.textContent = "no longer live"; });
     source.onerror = () => { if (source.readyState !== EventSource.CLOSED) sign.textContent = "connection lost"; };
   };
+
+  history.scrollRestoration = "manual";
+  const kept = sessionStorage.getItem(KEPT);
+  sessionStorage.removeItem(KEPT);
+  whenDrawn(() => {
+    if (kept) restore(JSON.parse(kept));
+    root.dataset.live = "true";
+    listen();
+  });
 })();
