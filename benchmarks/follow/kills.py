@@ -4,7 +4,7 @@
     python -m benchmarks.follow.kills --sum            adds the shards up into results/kills.json
 
 A round is `tests/following/killing.py`: a process writes a poor trial and says of each step when it is on the disk,
-another follows it as `fanin follow` does, with an action; one of the two gets SIGKILL within its first half second. Then
+another follows it as `fanin follow` does, with an action; one of the two gets SIGKILL within half a second. Then
 
 - writer killed: the follower must say `writer dead` by itself (beats every 0.05 s, dead after 1 s);
 - follower killed: it is started anew and must say `trial ended`; the action is done at most once for a finding;
@@ -59,7 +59,9 @@ def summed(shards: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> dict[st
 
 def main() -> None:
     """Run a shard, or add them up."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--sum", action="store_true")

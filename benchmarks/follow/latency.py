@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._record import circumstances, quartiles
+
 from fanin.stores import open_store
 from fanin.synthetic import mlp, normal
 from fanin.trial import Trial
@@ -87,7 +88,9 @@ def control() -> float:
 
 def main() -> None:
     """Measure, print and keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--place", help="where the trials go; a new folder under it")
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--layers", type=int, default=24)
@@ -101,7 +104,10 @@ def main() -> None:
     result = noted | {"layers": asked.layers, "control": quartiles(control() for _ in range(20))}
     for kind in ("of_visible", "of_append"):
         values = [each[kind] for each in found]
-        result[kind] = quartiles(values) | {"worst": max(values), "within_1_s": sum(value <= 1 for value in values)}
+        result[kind] = quartiles(values) | {
+            "worst": max(values),
+            "within_1_s": sum(value <= 1 for value in values),
+        }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{asked.name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))

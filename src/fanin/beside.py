@@ -10,16 +10,21 @@ Names begin with an underscore: readers of a directory of Parquet files (Arrow, 
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
-from pyarrow.fs import FileInfo, FileSelector, FileType
+from pyarrow.fs import FileInfo, FileSelector, FileType, LocalFileSystem
 
 from fanin.stores.parquet.directory import Directory
 
 BEAT = re.compile(r"_beat-w(\d{5,})")
 STOP, STATUS = "_stop.json", "_status.json"
-OURS = re.compile(r"_beat-w\d{5,}|_stop\.json|_status\.json|_done-[0-9a-f]{16}\.json")
+OURS = re.compile(r"_beat-w\d{5,}|_stop\.json|_status\.json|_done-[0-9a-f]{16}(-[0-9a-f]{8})?\.json")
 """Everything that lies beside the parts."""
 
 LARGEST = 2**16
@@ -33,6 +38,11 @@ def beat_name(worker: int) -> str:
     '_beat-w00003'
     """
     return f"_beat-w{worker:05d}"
+
+
+SETTLING_S = 2.5
+"""Seconds from a claim in an object store to the look at who was first. Its clock counts whole seconds (HTTP dates),
+and a small object is put in 0.1 s: who comes later than this is at least one of its seconds younger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +84,38 @@ class Beside:
         self.directory.publish(name, data)
 
     def claim(self, name: str, data: bytes) -> bool:
-        """Make a file appear unless it is there; whether it was not, which one of those who claim at once is told."""
+        """Make `<name>.json` appear unless it is there; whether it was not, which of those who claim at once at most
+        one is told."""
+        if isinstance(self.directory.filesystem, LocalFileSystem):
+            return self._claim_locally(f"{name}.json", data)
+        return self._claim_remotely(name, data)
+
+    def _claim_locally(self, name: str, data: bytes) -> bool:
+        """Whole, under a name of its own, which then becomes the one that is claimed, unless that is taken."""
+        temporary = f"{self.directory.path}/.{name}-{secrets.token_hex(4)}.tmp"
         try:
-            self.directory.publish(name, data, exclusive=True)
-        except FileExistsError:
+            Path(temporary).write_bytes(data)
+            return _is_linked(temporary, f"{self.directory.path}/{name}")
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def _claim_remotely(self, name: str, data: bytes) -> bool:
+        """Object stores have no exclusive name that every one of them keeps. So each claim has a name of its own, and
+        after a pause in which all that were made at once have become visible the oldest one counts for everybody."""
+        if self._claims(name):
             return False
-        return True
+        mine = f"{name}-{secrets.token_hex(4)}.json"
+        self.write(mine, data)
+        time.sleep(SETTLING_S)
+        return self._claims(name)[0] == mine
+
+    def _claims(self, name: str) -> list[str]:
+        """Those that were made, the oldest first."""
+        found = [info for info in self.files() if info.base_name.startswith(f"{name}-")]
+        return [
+            info.base_name for info in sorted(found, key=lambda info: (info.mtime_ns or 0, info.base_name))
+        ]
 
     def remove(self, name: str) -> None:
         """Take a file away."""
@@ -90,3 +126,19 @@ class Beside:
         selector = FileSelector(self.directory.path, allow_not_found=True, recursive=True)
         found = self.directory.filesystem.get_file_info(selector)
         return [info for info in found if info.type is FileType.File]
+
+
+def _is_linked(temporary: str, path: str) -> bool:
+    """Whether the new name was free: what a hard link finds out in one step, or, where a file system has none (FAT),
+    the making of the file."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return False
+        os.replace(temporary, path)
+    return True

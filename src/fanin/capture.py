@@ -159,8 +159,8 @@ class Watch:
         self.watching = adapter.watch(
             model, WatchPlan(needed, self._steps, self._keep, self._on_error, worker)
         )
-        if not isinstance(self._store, MemoryStore):
-            self._pulse = Pulse(self._store.uri, worker, partial(_obey, on_stop, adapter, ref(model)))
+        if trial is not None and not isinstance(self._store, MemoryStore):
+            self._pulse = Pulse(os.fspath(trial), worker, partial(_obey, on_stop, adapter, ref(model)))
 
     def __enter__(self) -> Watch:
         return self

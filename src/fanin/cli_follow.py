@@ -83,6 +83,12 @@ class Progress:
                 line.say(f"{done.action}: {done.outcome}" + (f", {done.detail}" if done.detail else ""))
             self._keep(standing.with_actions(self.taken))
 
+    def fail(self, trial: str, error: FaninError) -> None:
+        """Rules that cannot apply to this trial, and the like."""
+        from fanin.status import Ended, Standing, Status
+
+        self._keep(Standing(trial, Status.ERROR, ended=Ended.BROKEN, why=error.what))
+
     def _keep(self, standing: Standing) -> None:
         try:
             self.status.write(standing)
@@ -132,7 +138,9 @@ class Line:
             return
         from rich.text import Text
 
-        self._spinner.update(Text(text, overflow="ellipsis", no_wrap=True))
+        line = Text(text)
+        line.truncate(self._console.width - 4, overflow="ellipsis")  # beside the spinner, which would wrap it
+        self._spinner.update(line)
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -296,7 +304,7 @@ def followed(
     """Follow a trial to its end, or, where a page is served, until somebody presses Ctrl-C."""
     from fanin.beside import Beside
     from fanin.follow import follow
-    from fanin.status import StatusFile
+    from fanin.status import Ended, StatusFile
 
     kept = StatusFile.at(status) if status else StatusFile.of_trial(trial)
     claims = [Beside.at(trial), *([kept.beside] if status else [])]
@@ -307,12 +315,16 @@ def followed(
             how = replace(how, to_the_end=True)
         look: Look | None = None
         with Line().shown() as line, _ended_by_hand(page):
-            for look in follow(trial, how):
-                progress.take(look, line)
+            try:
+                for look in follow(trial, how):
+                    progress.take(look, line)
+            except FaninError as error:
+                progress.fail(trial, error)
+                raise
         if look is None:
             raise KeyboardInterrupt
-        if page is not None and look.standing.ended:
-            _wait(page)
+        if page is not None and look.standing.ended not in (Ended.NOT, Ended.TIMED_OUT):
+            _wait()
     return look
 
 
@@ -337,7 +349,7 @@ def _ended_by_hand(page: LivePage | None) -> Iterator[None]:
         yield
 
 
-def _wait(page: LivePage) -> None:
+def _wait() -> None:
     click.echo("the page is served until Ctrl-C", err=True)
     with suppress(KeyboardInterrupt):
         while True:

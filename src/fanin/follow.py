@@ -20,6 +20,7 @@ from fanin.glance import Glance, Liveness, glance
 from fanin.judgement import load_rules
 from fanin.rule import Rule
 from fanin.status import Ended, Standing, status_of
+from fanin.stores.parquet.part import Part, decoded_once
 from fanin.trial import Trial
 
 POLL_S = 0.1
@@ -91,6 +92,7 @@ class _Follower:
         self.poll = REMOTE_POLL_S if "://" in uri and not uri.startswith("file://") else POLL_S
         self._began = time.monotonic()
         self._liveness = Liveness(how.dead_after)
+        self._parts: dict[bytes, Part] = {}
         self._seen: Glance | None = None
         self._report: Report | None = None
         self._error: FaninError | None = None
@@ -133,7 +135,9 @@ class _Follower:
     def look(self) -> Look:
         try:
             if self._ended is not Ended.BROKEN:
-                self._judge(load_trial(self._uri))
+                with decoded_once(self._parts):
+                    trial = load_trial(self._uri)
+                self._judge(trial)
         except StoreError as error:
             self._take(error)
         return Look(self._standing(), self._report, self._error)

@@ -52,7 +52,7 @@ class Pulse:
 
     def __init__(self, uri: str, worker: int, heard: Callable[[Request], None]) -> None:
         self.request: Request | None = None
-        self._beside = Beside.at(uri)
+        self._uri = uri
         self._worker = worker
         self._heard = heard
         self._process = os.getpid()
@@ -81,33 +81,34 @@ class Pulse:
             self._thread.join(LAST_S)
 
     def _live(self) -> None:
+        beside = Beside.at(self._uri)  # here, since it may ask a network
         while not self._is_over():
             with suppress(OSError):  # a full or hanging disk: the parts say so, and training goes on
-                self._beat()
+                self._beat(beside)
             with suppress(OSError):
-                self._listen()
+                self._listen(beside)
             self._woken.wait(EVERY_S)
             self._woken.clear()
         if self._beating:
             with suppress(OSError):
-                self._beside.remove(beat_name(self._worker))
+                beside.remove(beat_name(self._worker))
 
     def _is_over(self) -> bool:
         listened = self._captured_at is not None and time.monotonic() - self._captured_at > LISTEN_S
         return self._closed or listened or self.request is not None
 
-    def _beat(self) -> None:
+    def _beat(self, beside: Beside) -> None:
         if self._captured_at is None:
             said = {"host": socket.gethostname(), "pid": os.getpid(), "at": round(time.time(), 3)}
-            self._beside.write(beat_name(self._worker), json.dumps(said).encode())
+            beside.write(beat_name(self._worker), json.dumps(said).encode())
         elif self._beating:
-            self._beside.remove(beat_name(self._worker))
+            beside.remove(beat_name(self._worker))
             self._beating = False
 
-    def _listen(self) -> None:
-        if not self._beside.has(STOP):
+    def _listen(self, beside: Beside) -> None:
+        if not beside.has(STOP):
             return
-        self.request = parsed(self._beside.read(STOP))
+        self.request = parsed(beside.read(STOP))
         self._heard(self.request)
 
 

@@ -152,7 +152,9 @@ def _fitting(standing: Standing) -> bytes:
         text = json.dumps(as_json(standing), indent=2, allow_nan=False).encode()
         if len(text) < LARGEST or not standing.findings:
             return text
-        standing = replace(standing, findings=standing.findings[: len(standing.findings[:MOST_FINDINGS]) // 2])
+        standing = replace(
+            standing, findings=standing.findings[: len(standing.findings[:MOST_FINDINGS]) // 2]
+        )
 
 
 @dataclass(frozen=True, slots=True)

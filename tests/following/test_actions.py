@@ -34,7 +34,7 @@ from .test_status import SCHEMA
 with_apprise = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 """Of modules that Python will drop and Apprise imports."""
 
-SECRET = "s3cret-of-the-hook"  # noqa: S105  # made up, and looked for where it must not be
+SECRET = "s3cret-of-the-hook"  # made up, and looked for where it must not be
 
 
 class Noted(Action):
@@ -72,7 +72,11 @@ def notice(text: str = "{}") -> Notice:
 
 def test_an_action_is_done_once_however_often_a_follower_is_restarted(standing: Standing) -> None:
     noted = Noted()
-    assert [done.outcome for _ in range(3) for done in taken([noted], standing)] == ["done", "before", "before"]
+    assert [done.outcome for _ in range(3) for done in taken([noted], standing)] == [
+        "done",
+        "before",
+        "before",
+    ]
     assert len(noted.got) == 1
     said = json.loads(noted.got[0].json)
     assert said["status"] == "IssuesFound"
@@ -92,7 +96,11 @@ def test_of_followers_that_come_at_once_one_acts(standing: Standing) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        told = [found["code"] + found["layer"] for given in noted.got for found in json.loads(given.json)["findings"]]
+        told = [
+            found["code"] + found["layer"]
+            for given in noted.got
+            for found in json.loads(given.json)["findings"]
+        ]
         assert sorted(told) == sorted({f.code + f.layer for f in standing.findings})
 
 
@@ -151,7 +159,9 @@ def test_a_request_to_stop_lies_beside_the_trial(standing: Standing) -> None:
 
 
 def test_whatever_lies_there_is_a_request() -> None:
-    assert [parsed(text).why for text in (None, b"", b"[]", b"\xff", b"[" * 5000, b'{"why": 3}')] == [""] * 5 + ["3"]
+    assert [parsed(text).why for text in (None, b"", b"[]", b"\xff", b"[" * 5000, b'{"why": 3}')] == [
+        ""
+    ] * 5 + ["3"]
 
 
 def test_a_training_under_smdebug_cannot_be_asked(tmp_path: Path) -> None:
@@ -181,7 +191,7 @@ def test_a_command_that_fails_says_with_which_code() -> None:
 
 
 def test_a_command_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
-    line = f"({sys.executable} -c 'import time; time.sleep(1); open(\"{tmp_path}/late\", \"w\")' & wait)"
+    line = f'({sys.executable} -c \'import time; time.sleep(1); open("{tmp_path}/late", "w")\' & wait)'
     with pytest.raises(ActionError) as raised:
         Command(line, seconds=0.3).do(notice())
     assert "still running" in raised.value.got
@@ -241,7 +251,9 @@ def test_a_webhook_that_nobody_answers_gives_up_after_four_tries() -> None:
     assert SECRET not in str(raised.value)
 
 
-@pytest.mark.parametrize("url", ["", "host/path", "ftp://host", "file:///etc/passwd", "https://", "http://a:b"])
+@pytest.mark.parametrize(
+    "url", ["", "host/path", "ftp://host", "file:///etc/passwd", "https://", "http://a:b"]
+)
 def test_what_is_no_address_of_a_webhook_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(UsageError, match="no address of a webhook"):
         Webhook(url)
@@ -308,5 +320,7 @@ def test_an_email_goes_through_the_address_in_the_environment() -> None:
     pytest.importorskip("apprise", reason="needs the extra notify")
     wanted = parse_actions('{"name": "email", "parameters": {"endpoint": "me@example.com"}}')
     found = mapped(wanted, {"FANIN_EMAIL": "mailtos://user:word@example.com?to={endpoint}"})
-    assert [action.target for action in found.actions] == ["mailtos://user:word@example.com?to=me@example.com"]
+    assert [action.target for action in found.actions] == [
+        "mailtos://user:word@example.com?to=me@example.com"
+    ]
     assert found.notes == ()

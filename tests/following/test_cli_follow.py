@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 
 from fanin.beside import STOP
 from fanin.cli import main
+from fanin.errors import RuleParameterError
+from fanin.rules.poor_weight_initialization import PoorWeightInitialization
 from fanin.status import StatusFile
 from stores.smdebug_trial import pytorch
 from stores.smdebug_writer import TrialWriter
@@ -110,6 +112,19 @@ def test_a_broken_trial_is_broken_input(tmp_path: Path, monkeypatch: pytest.Monk
     assert read(tmp_path / "trial")["status"] == "Error"
 
 
+def test_a_rule_that_cannot_apply_is_an_error_in_the_status_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(rule: object, trial: object) -> None:
+        raise RuleParameterError("this rule is not for trees", got="XGBoost")
+
+    monkeypatch.setattr(PoorWeightInitialization, "require_applicable", refuse)
+    uri = written(tmp_path / "trial", "healthy")
+    done = fanin(uri, "--rule", "PoorWeightInitialization")
+    assert (done.exit_code, "not for trees" in done.stderr) == (2, True)
+    assert read(tmp_path / "trial")["why"] == "this rule is not for trees"
+
+
 @pytest.mark.parametrize("time_", ["0", "-3", "soon", "5d", "inf", ""])
 def test_what_is_no_time_is_refused(tmp_path: Path, time_: str) -> None:
     done = fanin(str(tmp_path), "--timeout", time_)
@@ -119,7 +134,17 @@ def test_what_is_no_time_is_refused(tmp_path: Path, time_: str) -> None:
 
 def test_several_followers_and_a_restarted_one_act_once(tmp_path: Path) -> None:
     uri, log = written(tmp_path / "trial", "poor"), tmp_path / "log"
-    command = [sys.executable, "-m", "fanin", "follow", uri, "--run", f"echo acted >> {log}", "--timeout", "100s"]
+    command = [
+        sys.executable,
+        "-m",
+        "fanin",
+        "follow",
+        uri,
+        "--run",
+        f"echo acted >> {log}",
+        "--timeout",
+        "100s",
+    ]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
     assert [one.wait() for one in both] == [1, 1]
     for one in both:
@@ -190,7 +215,18 @@ def test_an_unwatched_script_that_starts_poorly_is_stopped_by_a_follower(tmp_pat
     """From the first to the last: `fanin run` writes, another process judges and asks, SIGTERM ends the script."""
     script, place = tmp_path / "train.py", tmp_path / "trial"
     script.write_text(TRAINING)
-    run = [sys.executable, "-m", "fanin", "run", "--trial", str(place), "--no-report", "--", sys.executable, str(script)]
+    run = [
+        sys.executable,
+        "-m",
+        "fanin",
+        "run",
+        "--trial",
+        str(place),
+        "--no-report",
+        "--",
+        sys.executable,
+        str(script),
+    ]
     training = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     done = fanin(str(place), "--stop", "--timeout", "100s")
     assert done.exit_code == 1
@@ -203,9 +239,22 @@ def test_an_unwatched_script_that_starts_poorly_is_stopped_by_a_follower(tmp_pat
 def test_a_script_may_be_kept_from_obeying(tmp_path: Path) -> None:
     script, place = tmp_path / "train.py", tmp_path / "trial"
     script.write_text(TRAINING.replace("range(3000)", "range(40)").replace("0.02", "0.1"))
-    run = [sys.executable, "-m", "fanin", "run", "--trial", str(place), "--no-report", "--", sys.executable, str(script)]
+    run = [
+        sys.executable,
+        "-m",
+        "fanin",
+        "run",
+        "--trial",
+        str(place),
+        "--no-report",
+        "--",
+        sys.executable,
+        str(script),
+    ]
     environment = os.environ | {"FANIN_ON_STOP": "ignore"}
-    training = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    training = subprocess.Popen(
+        run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     assert fanin(str(place), "--stop", "--timeout", "100s").exit_code == 1
     out, _ = training.communicate(timeout=60)
     assert (training.returncode, out) == (0, "trained to the end\n")

@@ -40,13 +40,20 @@ def last(uri: str, how: Following = AMPLE) -> Look:
     return list(follow(uri, how))[-1]
 
 
-def test_a_trial_that_is_not_there_is_waited_for_and_is_poor_as_soon_as_its_first_step_says_so(place: Path) -> None:
+def test_a_trial_that_is_not_there_is_waited_for_and_is_poor_as_soon_as_its_first_step_says_so(
+    place: Path,
+) -> None:
     looks = follow(str(place), AMPLE)
     first = next(looks)
     assert (first.standing.status, first.standing.verdict, first.report) == (Status.IN_PROGRESS, None, None)
     Growing(place, poor()).step(0)
     end = list(looks)[-1].standing
-    assert (end.status, end.verdict, end.ended, end.steps) == (Status.ISSUES_FOUND, Verdict.POOR, Ended.DECIDED, 1)
+    assert (end.status, end.verdict, end.ended, end.steps) == (
+        Status.ISSUES_FOUND,
+        Verdict.POOR,
+        Ended.DECIDED,
+        1,
+    )
     assert "blocks.3.fc" in {found.layer for found in end.findings}
 
 
@@ -119,7 +126,9 @@ def test_without_a_heartbeat_the_age_of_the_newest_file_tells(place: Path) -> No
     assert last(growing.uri).standing.ended is Ended.WRITER_DEAD
 
 
-def test_of_several_workers_one_that_falls_silent_is_enough_and_one_that_is_done_is_not_missed(place: Path) -> None:
+def test_of_several_workers_one_that_falls_silent_is_enough_and_one_that_is_done_is_not_missed(
+    place: Path,
+) -> None:
     now = [0.0]
     beside, liveness = Beside.at(str(place)), Liveness(5.0, clock=lambda: now[0])
     place.mkdir()
@@ -152,7 +161,9 @@ def test_a_directory_of_somebody_else_is_waited_at(place: Path) -> None:
     assert list(looks)[-1].standing.ended is Ended.DECIDED
 
 
-def test_a_part_that_stays_damaged_ends_it_with_the_file_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_stays_damaged_ends_it_with_the_file_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 0.3)
     Growing(place, healthy()).step(0)
     (place / "part-w00000-000001.parquet").write_bytes(b"no")
@@ -173,7 +184,9 @@ def test_a_part_that_is_whole_after_a_moment_was_being_copied(place: Path) -> No
     assert list(looks)[-1].standing.ended is Ended.DECIDED
 
 
-def test_looking_again_reads_nothing_while_nothing_is_new(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_again_reads_nothing_while_nothing_is_new(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Growing(place, healthy()).step(0)
     loads: list[str] = []
     load = module.load_trial

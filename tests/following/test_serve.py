@@ -30,7 +30,7 @@ def page() -> Iterator[LivePage]:
 @pytest.fixture
 def elsewhere() -> Iterator[LivePage]:
     """Bound to all interfaces."""
-    made = LivePage(Address("0.0.0.0", 0), "runs/exp1")  # noqa: S104  # what the test is about
+    made = LivePage(Address("0.0.0.0", 0), "runs/exp1")  # what the test is about
     yield made
     made.close()
 
@@ -91,7 +91,9 @@ def test_only_the_live_page_may_ask_its_server(page: LivePage) -> None:
     assert "connect-src" not in judge(poor()).render("html")
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[", "0.0.0.0"]
+)
 def test_a_page_on_the_web_that_resolves_to_us_reads_nothing(page: LivePage, host: str) -> None:
     for path in ("/", "/events"):
         answer, text = ask(page, path, Host=host)

@@ -115,7 +115,9 @@ def test_a_page_follows_a_training_that_runs(browser: Any, tmp_path: Path) -> No
     visit.page.close()
 
 
-def test_what_was_searched_sorted_chosen_unfolded_and_scrolled_to_survives(browser: Any, served: LivePage) -> None:
+def test_what_was_searched_sorted_chosen_unfolded_and_scrolled_to_survives(
+    browser: Any, served: LivePage
+) -> None:
     served.show(_report(2))
     visit = Visit(browser, served.url)
     page = visit.page
@@ -130,7 +132,8 @@ def test_what_was_searched_sorted_chosen_unfolded_and_scrolled_to_survives(brows
     page.click("#theme")
     page.locator("details.page summary").first.click()
     page.focus("#search")
-    page.evaluate("document.getElementById('search').setSelectionRange(1, 2); scrollTo({top: 700, behavior: 'instant'})")
+    page.evaluate("document.getElementById('search').setSelectionRange(1, 2)")
+    page.evaluate("scrollTo({top: 700, behavior: 'instant'})")
     before = _state(page)
     version = visit.version()
     served.show(_report(3))
@@ -176,7 +179,9 @@ def test_a_page_that_was_open_finds_its_follower_again(browser: Any, tmp_path: P
         first.kill()  # it says no farewell
     visit.page.wait_for_function("document.getElementById('live').textContent === 'connection lost'")
     with followed(place, url.rstrip("/").rsplit(":", 1)[1]):
-        visit.page.wait_for_selector(f"{LIVE}:has(section.poor):not([data-version='{version}'])", timeout=60_000)
+        visit.page.wait_for_selector(
+            f"{LIVE}:has(section.poor):not([data-version='{version}'])", timeout=60_000
+        )
         assert "blocks.3.fc" in visit.page.inner_text("#headline")
     visit.page.close()
 
@@ -190,4 +195,3 @@ def test_hostile_names_are_text_on_the_waiting_page(browser: Any) -> None:
     assert visit.page.evaluate("document.documentElement.dataset.hacked") is None
     visit.page.close()
     page.close()
-

@@ -57,7 +57,7 @@ def _claim(action: Action, standing: Standing, finding: Finding, claims: Sequenc
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "by": f"{socket.gethostname()}:{os.getpid()}",
     }
-    name = f"_done-{sha256(json.dumps(what).encode()).hexdigest()[:16]}.json"
+    name = f"_done-{sha256(json.dumps(what).encode()).hexdigest()[:16]}"
     fault = ""
     for place in claims:
         try:

@@ -34,7 +34,7 @@ class Stop(Action):
             )
         said = {"why": notice.title, "by": f"follow on {socket.gethostname()}:{os.getpid()}"}
         try:
-            Beside.at(notice.trial).claim(STOP, json.dumps(said).encode())
+            Beside.at(notice.trial).write(STOP, json.dumps(said).encode())
         except OSError as error:
             raise ActionError(
                 "the training cannot be asked to stop",
