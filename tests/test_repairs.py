@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import fanin
+from fanin.budget import Budget
 from fanin.change import Reach, Safety, Treatment
 from fanin.finding import Verdict
+from fanin.race import RaceOptions
 from faults import FAULTS, MENDED_BY_TRAINING, Net, batches, batches_for, built, loss_fn
 from no_trace import Untouched
 from proofs import paste, races
@@ -99,6 +101,50 @@ def test_a_repair_that_does_not_win_is_discarded_and_the_next_larger_one_tried(
     assert result.repair is not None
     assert len(result.repair.changes) > 1
     assert result.repair.safety is Safety.SAFE
+
+
+def test_a_repair_that_wins_but_falls_far_behind_a_wider_one_is_replaced_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    races(monkeypatch, (0.0, 0.3), (0.0, 0.9))
+    result = fanin.repair(built("a layer of zeros"), batches(), loss_fn)
+    assert result.repair is not None
+    assert len(result.repair.changes) > 1
+    assert result.repair.safety is Safety.SAFE
+    assert [tried.reach for tried in result.discarded] == [Reach.BLAMED]
+    assert "a wider repair gets further" in " ".join(str(result).split())
+
+
+def test_the_smaller_of_two_repairs_that_get_about_as_far_is_proposed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    races(monkeypatch, (0.0, 0.5), (0.0, 0.6))
+    result = fanin.repair(built("a layer of zeros"), batches(), loss_fn)
+    assert result.repair is not None
+    assert result.repair.reach is Reach.BLAMED
+    assert result.discarded
+    assert all("gets about as far" in tried.reasons[-1] for tried in result.discarded)
+
+
+def test_what_has_learned_nearly_all_there_is_needs_no_wider_repair_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seeds = races(monkeypatch, (0.0, 0.8), (0.0, 1.0))
+    result = fanin.repair(built("a layer of zeros"), batches(), loss_fn)
+    assert len(seeds) == 1
+    assert result.repair is not None
+    assert result.repair.reach is Reach.BLAMED
+
+
+def test_a_wider_repair_is_not_taken_without_a_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    races(monkeypatch, (0.0, 0.3), (0.0, 0.9))
+    with pytest.MonkeyPatch.context() as patch:
+        left = [RaceOptions()]
+        patch.setattr(Budget, "race", lambda self, options: options if left and left.pop() else None)
+        result = fanin.repair(built("a layer of zeros"), batches(), loss_fn)
+    assert result.repair is not None
+    assert result.repair.reach is Reach.BLAMED
+    assert result.discarded == ()
 
 
 def test_where_none_wins_nothing_is_proposed_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

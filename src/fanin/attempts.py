@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import nan
+from math import isfinite, nan
+from statistics import fmean
 from typing import Any
 
 from fanin import judgement, prescribe
@@ -15,7 +16,7 @@ from fanin.errors import FaninError
 from fanin.examine import Report, judge
 from fanin.finding import Diagnosis, Finding, Verdict
 from fanin.patch import Patch, patch
-from fanin.race import EARLIEST, Outcome, Race, RaceOptions
+from fanin.race import CLEAR, EARLIEST, Outcome, Race, RaceOptions
 from fanin.trial import RECHECK, Trial
 
 DRAWS = 3
@@ -41,7 +42,7 @@ class Tried:
         report: What is said of the network as given; the race's word in it, where it had the last one.
         repair: The one that is proposed; None where none is.
         after: What a check says of the repaired copy; None without a repair.
-        discarded: Those that did not win.
+        discarded: Those that did not win, or not by as much.
         copy: It holds the repair; None without one.
         passes: Forward passes taken.
     """
@@ -62,6 +63,9 @@ class _Attempt:
     repaired: Any
     treated: Treated
     after: Report
+
+
+_Candidate = tuple[_Attempt, Repair]
 
 
 class Work:
@@ -90,21 +94,49 @@ class Work:
         self._budget = budget
 
     def proposed(self, plans: Sequence[Plan], prove: bool) -> Tried:
-        """The first repair that wins, or the first that looks sound where none is to race."""
+        """The first repair that wins and is level with the wider ones, or the first that looks sound where none is to
+        race."""
         discarded: list[Repair] = []
+        best: _Candidate | None = None
         for attempt in self._attempts(plans):
             made = self._repair(attempt)
-            if not made.changes or any(_done(made) == _done(tried) for tried in discarded):
+            tried = discarded if best is None else [*discarded, best[1]]
+            if not made.changes or any(_done(made) == _done(other) for other in tried):
                 continue  # the same again: what is reset may have been at its constant already
             made = self._proven(attempt, made) if prove else _unsafe(made, "it was not proven: prove=False")
-            if made.proof is None and self._found_nothing(attempt):
-                discarded.append(made)  # nothing is known against the network, and nothing for it
+            candidate = attempt, made
+            best = (
+                self._winner(candidate, discarded)
+                if best is None
+                else self._better(best, candidate, discarded)
+            )
+            if best is not None and not _may_be_behind(best[1]):
                 break
-            if made.proof is None or self._wins(attempt, made):
-                return self._result(attempt, made, discarded)
-            if not self._found_nothing(attempt):
-                discarded.append(made)
+        if best is not None:
+            return self._result(*best, discarded)
         return Tried(self._report, advised(self._report), discarded=tuple(discarded), passes=self._passes)
+
+    def _winner(self, candidate: _Candidate, discarded: list[Repair]) -> _Candidate | None:
+        """It, where it wins, or where what the check found is cured and nothing could race."""
+        attempt, made = candidate
+        if self._wins(attempt, made) if made.proof is not None else not self._found_nothing(attempt):
+            return candidate
+        if made.proof is None or not self._found_nothing(attempt):
+            discarded.append(made)
+        return None
+
+    def _better(self, best: _Candidate, wider: _Candidate, discarded: list[Repair]) -> _Candidate:
+        """Which of two is proposed: the wider one only where it wins and the other is far behind it."""
+        made, other = best[1], wider[1]
+        if other.proof is None:  # there was no budget left for it
+            return best
+        if self._wins(*wider) and _reached(made) < CLEAR * _reached(other):
+            discarded.append(replace(made, reasons=(*made.reasons, "a wider repair gets further")))
+            return wider
+        if other.is_proven:
+            other = replace(other, reasons=(*other.reasons, "a smaller repair gets about as far"))
+        discarded.append(other)
+        return best
 
     def _found_nothing(self, attempt: _Attempt) -> bool:
         """Whether neither the check nor the user has named anything to repair."""
@@ -212,6 +244,17 @@ class Work:
 
 def _done(made: Repair) -> tuple[tuple[str, Treatment], ...]:
     return tuple((change.parameter, change.treatment) for change in made.changes)
+
+
+def _may_be_behind(made: Repair) -> bool:
+    """Whether another repair might learn so much more that this one is not level with it: what has made CLEAR of all
+    progress there is cannot be further behind. Without an uninformed loss, races are not to be compared."""
+    return made.proof is not None and isfinite(made.proof.uninformed) and _reached(made) < CLEAR
+
+
+def _reached(made: Repair) -> float:
+    """Progress of the repaired network, over its races."""
+    return fmean(race.reference for race in made.proofs)
 
 
 def _is_poor(made: Repair) -> bool:

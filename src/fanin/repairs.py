@@ -38,7 +38,7 @@ class RepairReport:
         report: What `check` says of it as it was.
         repair: The repair that is proposed; None where there is none.
         after: What `check` says of the repaired network; None without a repair.
-        discarded: Repairs that were tried and did not win.
+        discarded: Repairs that were tried and did not win, or not by as much.
         applied: Whether the model now holds the repair.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 from test_torch_statistics import SHAPES, VALUES, normal, require_same, wide
+from test_torch_waiting import STEPS, Taken, same
 from torch import Tensor
 
 from fanin import summary as reference
 from fanin.adapters.torch import statistics
 from fanin.adapters.torch.statistics import Measurement, measure, measure_all, read
+from fanin.trial import Role
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernel is defined
 triton = pytest.importorskip("triton")
@@ -137,3 +140,42 @@ def test_the_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", COMPILE]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_watched_training_is_seen_as_without_the_kernel_in_few_launches(
+    launches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = Taken().all()
+    monkeypatch.setattr(statistics, "on_cpu", lambda tensor: False)
+    taken = Taken()
+    taken.step()
+    taken.step()
+    launches.clear()
+    taken.step()
+    roles = Counter(o.role for o in without[2].observations)
+    parameters = roles[Role.WEIGHT] + roles[Role.BIAS]
+    assert sorted(launches) == sorted(
+        n for n in (parameters, roles[Role.WEIGHT_GRAD], *[1] * roles[Role.ACTIVATION_INPUT]) if n
+    )
+    for _ in range(STEPS - 3):
+        taken.step()
+    assert same(taken.steps, without)
+
+
+def test_a_gradient_that_somebody_clips_in_a_hook_is_looked_at_at_once(
+    launches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "on_cpu", lambda tensor: False)
+    taken = Taken()
+
+    def clip(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad.zero_()
+
+    for parameter in taken.model.parameters():
+        parameter.register_post_accumulate_grad_hook(clip)
+    for _ in range(STEPS):
+        taken.step()
+    gradients = [o for step in taken.steps for o in step.observations if o.role is Role.WEIGHT_GRAD]
+    assert gradients
+    assert all(o.summary.rms > 0 for o in gradients)

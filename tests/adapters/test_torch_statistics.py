@@ -163,7 +163,7 @@ def take(way: str, patch: pytest.MonkeyPatch) -> None:
     if way != "short":
         patch.setattr(statistics, "quick", lambda *call: None)
     if way == "accelerator":
-        patch.setattr(statistics, "_on_cpu", lambda tensor: False)
+        patch.setattr(statistics, "on_cpu", lambda tensor: False)
 
 
 @pytest.fixture(params=WAYS)
@@ -344,7 +344,7 @@ def test_reading_nothing_gives_nothing() -> None:
 def test_both_ways_to_compute_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = normal(40, 300)
     here = summarize(tensor, histogram=True, unit_axis=0)
-    monkeypatch.setattr(statistics, "_on_cpu", lambda tensor: False)
+    monkeypatch.setattr(statistics, "on_cpu", lambda tensor: False)
     there = summarize(tensor, histogram=True, unit_axis=0)
     require_same(there, here, wide(tensor), 0)
 

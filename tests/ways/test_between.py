@@ -94,6 +94,22 @@ def test_a_pass_in_between_is_no_step_and_is_not_disturbed(name: str) -> None:
     assert seen.watching.fault is None
 
 
+def test_what_is_recorded_into_a_graph_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, model = net(), net()
+    seen = observe(model, steps=3)
+    expected = train(plain, 1) + train(plain, 1, first=1)
+    train(model, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        train(model, 1, first=1)
+    train(model, 1, first=2)
+    expected += train(plain, 1, first=2)
+    seen.close()
+    assert same(parameters_of(model), parameters_of(plain))
+    assert losses(seen) == pytest.approx([expected[0], expected[2]])
+
+
 @pytest.mark.parametrize("when", ["before the pass", "before backward", "before the step"])
 @pytest.mark.parametrize("steps", [False, True], ids=["one pass", "five steps"])
 def test_a_check_amid_a_watched_training_is_no_part_of_it(when: str, steps: bool) -> None:

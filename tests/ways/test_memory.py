@@ -146,7 +146,7 @@ def test_pieces_of_a_tensor_are_summarized_where_they_lie(monkeypatch: pytest.Mo
 def test_an_accelerators_pieces_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their way, taken here on a CPU: no look at the values, and pieces."""
     monkeypatch.setattr(statistics, "WIDE_PIECE", 64)
-    monkeypatch.setattr(statistics, "_on_cpu", lambda tensor: False)
+    monkeypatch.setattr(statistics, "on_cpu", lambda tensor: False)
     values = torch.randn(5, 100)
     (found,) = statistics.read([statistics.measure(values, histogram=True)])
     expected = reference(values.numpy(), histogram=True)

@@ -62,7 +62,7 @@ def render_repair(
     Args:
         format, trial, diagnosis, width, color: As for `render`.
         repair: What is proposed; None where nothing is.
-        discarded: What was tried and did not win.
+        discarded: What was tried and did not win, or not by as much.
         applied: Whether the model holds the repair by now.
         after: The look at the repaired network, for formats that draw it.
         diff: Whether to show it as a change of files too, where that is a choice.

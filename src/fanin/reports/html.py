@@ -62,7 +62,7 @@ def page(
     Args:
         trial, diagnosis: What was seen, and what was made of it.
         repair: What is proposed.
-        discarded: What was tried and did not win.
+        discarded: What was tried and did not win, or not by as much.
         applied: Whether the model holds the repair by now.
         after: The look at the repaired network.
         live: What names this state of a page that is served and loads itself anew; empty for one that stays.

@@ -173,7 +173,7 @@ def _race(race: Race) -> str:
 
 
 def _tried(repair: Repair) -> str:
-    races = "; ".join([_race(race) for race in repair.proofs] or repair.reasons)
+    races = "; ".join([*(_race(race) for race in repair.proofs), *repair.reasons])
     return f"{REACHES[repair.reach.value]} ({counted(len(repair.changes), 'parameter')}): {races}"
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
+from fanin.adapters.torch import statistics
 from fanin.adapters.torch.sharding import Place, local, place_of
-from fanin.adapters.torch.statistics import Measurement, measure, read, summarize
+from fanin.adapters.torch.statistics import Measurement, measure, measure_all, needed_of, read, summarize
+from fanin.adapters.torch.transfers import Transfer
 from fanin.adapters.torch.updates import Snapshot
 from fanin.rule import Need
 from fanin.summary import TensorSummary
@@ -88,6 +90,13 @@ RECENT = 3
 takes, one right after the other."""
 
 
+def _number(scalar: Tensor | float, arrived: Transfer) -> float:
+    """Of a tensor on a device, what has arrived from there."""
+    if isinstance(scalar, Tensor) and not statistics.on_cpu(scalar):
+        return float(arrived.of(scalar)[0])
+    return float(scalar)
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """A tensor that has been looked at, as it was then."""
@@ -115,9 +124,9 @@ class Seen:
     scale: Tensor | None
     results: list[Measurement | TensorSummary]
 
-    def settled(self, found: TensorSummary) -> TensorSummary:
+    def settled(self, found: TensorSummary, arrived: Transfer) -> TensorSummary:
         """A summary as it would be without a loss scale, with a place for units on other ranks."""
-        plain = found if self.scale is None else found.scaled(1 / float(self.scale))
+        plain = found if self.scale is None else found.scaled(1 / _number(self.scale, arrived))
         return self.place.widened(plain, self.axis)
 
 
@@ -134,6 +143,15 @@ def _aliased(tensor: Tensor) -> Tensor:
     if not ordinary or plain.dtype is not torch.float32:
         return plain  # which NumPy is not asked about
     return from_dlpack(to_dlpack(plain.resolve_neg()))  # by a capsule: a fifth of the time
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A tensor to be looked at together with others, and where its measurement goes."""
+
+    tensor: Tensor
+    histogram: bool
+    results: list[Measurement | TensorSummary]
 
 
 @dataclass(slots=True)
@@ -168,6 +186,8 @@ class Draft:
     replicated: bool = False
     spec: ModelSpec | None = None
     _seen: dict[tuple[Role, str], Seen] = field(default_factory=dict)
+    _waiting: list[Waiting] = field(default_factory=list)
+    _transfer: Transfer | None = None
     _recent: deque[Known] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def observe(
@@ -178,15 +198,16 @@ class Draft:
         value: Tensor,
         unit_axis: int | None,
         again: bool = False,
+        stays: bool = False,
     ) -> None:
         """Summarize a tensor, if a rule needs it and the step has not seen it yet; `again` replaces what it saw
-        (a gradient that has grown since)."""
+        (a gradient that has grown since). One that `stays` as it is until `gather` may wait for others."""
         detail = self.needed.detail(role, self.index)
         if detail is None or ((role, tensor) in self._seen and not again) or _has_no_values(value):
             return
         here, place = local(value), self._place(role, value)
         axis = unit_axis if detail.units and value.ndim > 0 else None
-        results = self._known(role, here, detail, axis) or self._look(role, here, place, detail, axis)
+        results = self._known(role, here, detail, axis) or self._look(role, here, place, detail, axis, stays)
         dtype = str(value.dtype).removeprefix("torch.")
         scale = self.scale if role in SCALED else None
         self._seen[role, tensor] = Seen(layer, place, dtype, axis, scale, results)
@@ -208,12 +229,15 @@ class Draft:
         return next((known.results for known in self._recent if known.serves(value, detail, axis)), None)
 
     def _look(
-        self, role: Role, value: Tensor, place: Place, detail: Detail, axis: int | None
+        self, role: Role, value: Tensor, place: Place, detail: Detail, axis: int | None, stays: bool
     ) -> list[Measurement | TensorSummary]:
+        if stays and axis is None and statistics.is_fused(value):
+            self._waiting.append(Waiting(value, detail.histogram, []))
+            return self._waiting[-1].results
         start = place.position(tuple(value.shape), axis) if axis is not None else 0
         seen, value = value, _aliased(value)
         # On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form.
-        look = summarize if value.device.type == "cpu" else measure
+        look = summarize if statistics.on_cpu(value) else measure
         results: list[Measurement | TensorSummary] = [
             look(
                 part,
@@ -247,33 +271,64 @@ class Draft:
     def was_skipped(self) -> bool:
         """Whether a gradient scaler has thrown the gradients of this step away, because they overflow on account of
         its scale: nothing has been trained, and the next pass is this step once more."""
-        if self.scale is None or self.stepped or float(self.scale) <= 1 or self.before.is_outdated():
+        if self.scale is None or self.stepped or self.before.is_outdated() or float(self.scale) <= 1:
             return False
-        gradients = [seen for (role, _), seen in self._seen.items() if role is Role.WEIGHT_GRAD]
-        found = self._read(r for seen in gradients for r in seen.results)
-        return isfinite(self._loss()) and any(summary.non_finite for summary in found)
+        self.gather()
+        gradients = [
+            r for (role, _), seen in self._seen.items() if role is Role.WEIGHT_GRAD for r in seen.results
+        ]
+        arrived = Transfer(needed_of(r for r in gradients if isinstance(r, Measurement)))
+        lost = any(summary.non_finite for summary in self._read(gradients, arrived))
+        return lost and self.loss is not None and isfinite(float(self.loss))
 
     @staticmethod
-    def _read(results: Iterable[Measurement | TensorSummary]) -> Iterator[TensorSummary]:
-        """In order, after one transfer of whatever is still on a device."""
+    def _read(results: Iterable[Measurement | TensorSummary], arrived: Transfer) -> Iterator[TensorSummary]:
+        """In order."""
         known = list(results)
-        read_now = iter(read([r for r in known if isinstance(r, Measurement)]))
+        read_now = iter(read([r for r in known if isinstance(r, Measurement)], arrived))
         return (next(read_now) if isinstance(r, Measurement) else r for r in known)
 
+    def gather(self) -> None:
+        """Look at what waits, in one launch for each kind of it."""
+        for histogram in (False, True):
+            these = [one for one in self._waiting if one.histogram is histogram]
+            found = measure_all([one.tensor for one in these], histogram) if these else []
+            for one, measurement in zip(these, found, strict=True):
+                one.results.append(measurement)
+        self._waiting.clear()
+
+    def leave(self) -> Transfer:
+        """Send what was measured on devices on its way; nothing is added from now on, and nothing waits."""
+        if self._transfer is None:
+            self.gather()
+            results = [r for seen in self._seen.values() for r in seen.results]
+            if isinstance(self.loss, Tensor) and self.loss.dtype in (torch.bfloat16, torch.float16):
+                self.loss = self.loss.float()  # NumPy has no bfloat16
+            scalars = [self.loss, *(seen.scale for seen in self._seen.values())]
+            self._transfer = Transfer(
+                [
+                    *needed_of(r for r in results if isinstance(r, Measurement)),
+                    *(
+                        scalar
+                        for scalar in scalars
+                        if isinstance(scalar, Tensor) and not statistics.on_cpu(scalar)
+                    ),
+                ]
+            )
+        return self._transfer
+
     def finished(self) -> Step:
-        """The step, after one transfer of whatever is still on a device."""
-        observations = tuple(self._observations())
-        losses = {} if self.loss is None else {self.worker: self._loss()}
+        """The step, once all that was measured is here; waits for that."""
+        arrived = self.leave()
+        observations = tuple(self._observations(arrived))
+        losses = {} if self.loss is None else {self.worker: _number(self.loss, arrived)}
         return Step(self.index, Mode.TRAIN, observations, losses)
 
-    def _observations(self) -> Iterable[Observation]:
+    def _observations(self, arrived: Transfer) -> Iterable[Observation]:
         """In the order in which they were made, which is that of what was read."""
-        found = self._read(r for seen in self._seen.values() for r in seen.results)
+        found = self._read((r for seen in self._seen.values() for r in seen.results), arrived)
         for (role, tensor), seen in self._seen.items():
-            parts = tuple(seen.settled(next(found)) for _ in seen.results)
+            parts = tuple(seen.settled(next(found), arrived) for _ in seen.results)
             whole, halves = (parts[0].merge(parts[1]), parts) if len(parts) > 1 else (parts[0], ())
             known = seen.layer, role, tensor, whole, seen.place.shape, seen.dtype
             yield Observation(*known, self.worker, halves, seen.place.offset)
-
-    def _loss(self) -> float:
-        return float("nan") if self.loss is None else float(self.loss)

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 
 class Hook:
@@ -43,3 +44,9 @@ class Handles:
         """Take everything away; idempotent."""
         while self._handles:
             self._handles.pop().remove()
+
+
+def is_ours_alone(parameter: nn.Parameter) -> bool:
+    """Whether no other hook awaits its gradient, and might write to it before its backward pass is over; those that
+    shard a parameter do so without a hook."""
+    return len(parameter._post_accumulate_grad_hooks or ()) == 1 and type(parameter.grad) is Tensor

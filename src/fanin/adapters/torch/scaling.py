@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import wraps
+from math import nan
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from fanin.adapters.torch.describe import tensors_in
+from fanin.adapters.torch.sharding import local
 
 MARK = "fanin.loss_scale"
 """Key in the metadata of a node of the graph, which autograd keeps for whoever wants to note something there."""
@@ -87,7 +89,14 @@ def _mark(scaled: Any, scale: Tensor) -> None:
             node.metadata[MARK] = scale.to(tensor.device, non_blocking=True)
 
 
-def unscaled(loss: Tensor, scale: Tensor | None) -> Tensor:
+def kept(loss: Tensor | None, scale: Tensor | None) -> Tensor | float | None:
+    """A loss as it is now, whatever is written to it later, without its scale; nan for what is no scalar."""
+    if loss is None:
+        return None
+    return _unscaled(local(loss).detach().clone(), scale) if loss.numel() == 1 else nan
+
+
+def _unscaled(loss: Tensor, scale: Tensor | None) -> Tensor:
     """A loss as it was before it was scaled; on its device, without waiting for it."""
     if scale is None:
         return loss

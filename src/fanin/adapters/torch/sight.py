@@ -35,7 +35,9 @@ class Sight:
         for one in known:
             if self.draft is not None and not nn.parameter.is_lazy(one.tensor):
                 place = one.layer, one.role, one.full_name
-                self.draft.observe(*place, one.tensor, one.unit_axis, again=one.is_bare)
+                self.draft.observe(*place, one.tensor, one.unit_axis, again=one.is_bare, stays=True)
+        if self.draft is not None:
+            self.draft.gather()
 
     def layer_ran(
         self, path: str, module: nn.Module, call: int, inputs: tuple[Any, ...], output: Any

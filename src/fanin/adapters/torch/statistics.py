@@ -6,7 +6,7 @@ The equations are those of `fanin.summary`, whose NumPy `summarize` is the refer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fanin.adapters.torch.quick import quick
+from fanin.adapters.torch.transfers import Transfer
 from fanin.summary import (
     BIN_SHIFT,
     BINS_PER_SIGN,
@@ -80,7 +81,7 @@ def measure(
         fingerprint: Keep the projection of each unit, which tells identical ones; zeros otherwise.
     """
     values = _plain(tensor)
-    if unit_axis is None and _is_fused(values):
+    if unit_axis is None and is_fused(values):
         return measure_all([values], histogram)[0]
     return Measurement(
         state=_state(values, unit_axis, offset if fingerprint else None),
@@ -94,7 +95,7 @@ def measure_all(tensors: Sequence[Tensor], histogram: bool = False) -> list[Meas
     plain = [_plain(tensor) for tensor in tensors]
     made: dict[int, Measurement] = {}
     for device in {v.device for v in plain}:
-        these = [i for i, v in enumerate(plain) if v.device == device and _is_fused(v)]
+        these = [i for i, v in enumerate(plain) if v.device == device and is_fused(v)]
         found = _fused().look([plain[i] for i in these], [histogram] * len(these)) if these else []
         made.update({i: Measurement(s, c, False, k) for i, (s, c, k) in zip(these, found, strict=True)})
     return [
@@ -112,26 +113,36 @@ def _fused() -> Any:
         return None
 
 
-def _is_fused(values: Tensor) -> bool:
-    return _has_kernel(values) and _fused() is not None and bool(_fused().takes(values))
+def is_fused(values: Tensor) -> bool:
+    """Whether there is a kernel that reads it with many others in one launch, where no statistics by unit are asked
+    for."""
+    strided = values.layout is torch.strided
+    return strided and _has_kernel(values) and _fused() is not None and bool(_fused().takes(values))
 
 
 def _has_kernel(values: Tensor) -> bool:
     return values.is_cuda
 
 
-def read(measurements: Sequence[Measurement]) -> list[TensorSummary]:
-    """The summaries, in order, after one transfer for each device and kind of state."""
-    states = _transfer([m.state for m in measurements])
-    counts = iter(_transfer([m.counts for m in measurements if m.counts is not None]))
+def read(measurements: Sequence[Measurement], arrived: Transfer | None = None) -> list[TensorSummary]:
+    """The summaries, in order, after one transfer from each device: the one under way, if there is one."""
+    transfer = Transfer(needed_of(measurements)) if arrived is None else arrived
     return [
         _summary(
-            state.astype(np.float64).reshape(len(STATISTICS), -1),
-            Histogram.of_counts(next(counts), m.stride) if m.counts is not None else None,
+            transfer.of(m.state).reshape(len(STATISTICS), -1),
+            Histogram.of_counts(transfer.of(m.counts), m.stride) if m.counts is not None else None,
             m.per_unit,
         )
-        for m, state in zip(measurements, states, strict=True)
+        for m in measurements
     ]
+
+
+def needed_of(measurements: Iterable[Measurement]) -> Iterator[Tensor]:
+    """What must be brought over to read them."""
+    for measurement in measurements:
+        yield measurement.state
+        if measurement.counts is not None:
+            yield measurement.counts
 
 
 def summarize(
@@ -174,10 +185,11 @@ def _state(values: Tensor, unit_axis: int | None, offset: int | None) -> Tensor:
 
 
 def _piece(values: Tensor) -> int:
-    return PIECE if _on_cpu(values) else WIDE_PIECE
+    return PIECE if on_cpu(values) else WIDE_PIECE
 
 
-def _on_cpu(tensor: Tensor) -> bool:
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether its values can be looked at without waiting for a device."""
     return tensor.device.type == "cpu"
 
 
@@ -211,7 +223,7 @@ def _finite(wide: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Extremes of the finite values, NaN and infinities, each [units], and the values with those made zero."""
     low, high = wide.amin(1), wide.amax(1)  # ten times faster than aminmax(dim=1) in torch 2.13
     none = torch.zeros_like(low)
-    if _on_cpu(wide):  # looking costs nothing there; on an accelerator it would wait for the device
+    if on_cpu(wide):  # looking costs nothing there; on an accelerator it would wait for the device
         largest = torch.maximum(low.abs(), high.abs()).max()  # NaN and infinities show in the extremes
         if largest <= MOMENT_LIMIT:
             return low, high, none, none, wide
@@ -242,7 +254,7 @@ def _weights(like: Tensor, offset: int) -> Tensor:
 def _counts(values: Tensor) -> Tensor:
     """[BINS] int64: how many values share each pattern of upper bits of their float32."""
     flat = values.flatten()
-    if _on_cpu(values):
+    if on_cpu(values):
         counts = torch.zeros(BINS, dtype=torch.int64)
         for piece in flat.split(PIECE):
             counts += torch.bincount(_bins(piece), minlength=BINS)
@@ -263,17 +275,6 @@ def _bins(values: Tensor) -> Tensor:
         limit = torch.finfo(torch.float32).max
         values = values.where(values.isinf(), values.clamp(-limit, limit))
     return values.float().view(torch.int32).bitwise_right_shift(BIN_SHIFT).bitwise_and_(BINS - 1).long()
-
-
-def _transfer(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    """The tensors' values in order, fetched with one copy from each device."""
-    fetched: dict[int, np.ndarray] = {}
-    for device in {t.device for t in tensors}:
-        there = [i for i, t in enumerate(tensors) if t.device == device]
-        together = torch.cat([tensors[i] for i in there]).cpu().numpy()
-        ends = np.cumsum([len(tensors[i]) for i in there])
-        fetched.update(zip(there, np.split(together, ends[:-1]), strict=True))
-    return [fetched[i] for i in range(len(tensors))]
 
 
 def _summary(state: Floats, histogram: Histogram | None, per_unit: bool) -> TensorSummary:

@@ -18,8 +18,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from math import nan
 from types import FrameType
 from typing import Any
 from weakref import WeakMethod, ref
@@ -33,9 +33,11 @@ from fanin.adapters.torch import backward, optimizing
 from fanin.adapters.torch.describe import framework, is_compiled, unwrapped
 from fanin.adapters.torch.drafting import Draft, Needed
 from fanin.adapters.torch.frames import calling_frame, is_running
-from fanin.adapters.torch.hooks import Handles, Hook
-from fanin.adapters.torch.scaling import scale_of, unscaled
-from fanin.adapters.torch.sharding import is_replicated, local, require_sharded_before
+from fanin.adapters.torch.hooks import Handles, Hook, is_ours_alone
+from fanin.adapters.torch.modes import is_recording
+from fanin.adapters.torch.outgoing import Outgoing
+from fanin.adapters.torch.scaling import kept, scale_of
+from fanin.adapters.torch.sharding import is_replicated, require_sharded_before
 from fanin.adapters.torch.sight import Sight
 from fanin.adapters.torch.tracing import Tracer
 from fanin.adapters.torch.updates import Snapshot, gradients_are_fresh
@@ -50,6 +52,8 @@ FORWARD_UNSEEN = (
 )
 """A note in the spec."""
 
+COMPILED = "fanin watches parameters, gradients and loss of %s, which is compiled; not its forward pass"
+UNUSED = "fanin saw %d forward passes of %s in train mode and no gradient; it stops watching"
 
 PATIENCE = 100
 """Forward passes in train mode without a gradient after which we get out of the way: nobody calls backward on them
@@ -76,6 +80,7 @@ class TorchWatching:
         self._sight = Sight(self._needed, self._handles, self._backward_hook)
         self._tracer = Tracer(self.model, self._sight)
         self._trainable: list[nn.Parameter] = []
+        self._outgoing = Outgoing(plan.on_step)
         self._done = 0
         self._passes = 0
         self._known: ModelSpec | None = None
@@ -124,10 +129,7 @@ class TorchWatching:
     def _say_compiled(self) -> None:
         if not self._said:
             self._said = True
-            what = (
-                "fanin watches parameters, gradients and loss of %s, which is compiled; not its forward pass"
-            )
-            log.warning(what, type(self.model).__name__)
+            log.warning(COMPILED, type(self.model).__name__)
 
     def _attach_to_modules(self) -> None:
         hang = self._handles.add
@@ -151,6 +153,7 @@ class TorchWatching:
     def detach(self) -> None:
         """Finish the current step and take every hook away; idempotent."""
         self._guarded(self._finish)
+        self._guarded(self._outgoing.finish)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -194,16 +197,15 @@ class TorchWatching:
 
         Torch's function modes are off meanwhile: our own arithmetic is no part of the model.
         """
-        if self.detached or self.asleep or os.getpid() != self._process:
+        if self.detached or self.asleep or os.getpid() != self._process or is_recording():
             return
         self._grad_enabled = enabled = torch.is_grad_enabled()
         try:
             if self._tracer.fault is not None:
                 raise self._tracer.fault
             with torch._C.DisableTorchFunction():
-                torch._C._set_grad_enabled(
-                    False
-                )  # its context managers take longer, and this is at every module
+                # Torch's context managers take longer, and this is at every module.
+                torch._C._set_grad_enabled(False)
                 try:
                     call(*args, **kwargs)
                 finally:
@@ -215,6 +217,8 @@ class TorchWatching:
         if self.detached:
             return
         self.fault = fault
+        with suppress(Exception):  # they are whole, and the fault may lie elsewhere
+            self._outgoing.finish()
         self._let_go()
         if self.plan.on_error == "raise":
             raise fault
@@ -283,11 +287,8 @@ class TorchWatching:
             0 if self._sight.draft is None or self._sight.draft.differentiated else self._passes + 1
         )
         if self._passes >= PATIENCE:
-            log.warning(
-                "fanin saw %d forward passes of %s in train mode and no gradient; it stops watching",
-                PATIENCE,
-                type(self.model).__name__,
-            )
+            log.warning(UNUSED, PATIENCE, type(self.model).__name__)
+            self._outgoing.finish()
             self._let_go()
         if self.detached or (self._sight.draft is not None and self._sight.draft.differentiated):
             return
@@ -391,10 +392,10 @@ class TorchWatching:
         draft, self._sight.draft = self._sight.draft, None
         if draft is None or not draft.differentiated:
             return
-        step = draft.finished()
         self._done += 1
-        self.plan.on_step(step, draft.spec or replace(self.spec, notes=(FORWARD_UNSEEN,)))
+        self._outgoing.add(draft, draft.spec or replace(self.spec, notes=(FORWARD_UNSEEN,)))
         if self._done >= self.plan.steps:
+            self._outgoing.finish()
             self._let_go()
 
     # -- what is summarized
@@ -407,10 +408,12 @@ class TorchWatching:
             return
         draft.differentiated, draft.scale = True, self._sight.scale
         if draft.loss is None and self._roots:
-            draft.loss = _kept(self._roots[0], self._sight.scale)
+            draft.loss = kept(self._roots[0], self._sight.scale)
         if known.role is Role.WEIGHT:
             tensor = f"gradient/{known.full_name}"
-            draft.observe(known.layer, Role.WEIGHT_GRAD, tensor, parameter.grad, known.unit_axis, again=True)
+            place = known.layer, Role.WEIGHT_GRAD, tensor
+            stays = bool(self._roots) and not draft.replicated and is_ours_alone(parameter)
+            draft.observe(*place, parameter.grad, known.unit_axis, again=True, stays=stays)
 
     def _is_unseen(self) -> bool:
         """Whether gradients are the first that is seen of a step, rather than a forward pass."""
@@ -424,6 +427,7 @@ class TorchWatching:
                 self._guarded(self._outermost_begins, root)
 
     def _outermost_begins(self, root: Tensor | None) -> None:
+        self._outgoing.offer()
         self._sight.scale = None if root is None else scale_of(root)
         if self._is_unseen() and not self._is_evaluated():
             self._end_step()
@@ -432,6 +436,8 @@ class TorchWatching:
         """Autograd: it has returned, or raised."""
         if self.hears_this_thread and self._roots:
             self._roots.pop()
+            if not self._roots and self._sight.draft is not None:
+                self._guarded(self._sight.draft.gather)
 
     def _end_step(self) -> None:
         if self._sight.draft is None or not self._is_over(self._sight.draft):
@@ -444,11 +450,4 @@ class TorchWatching:
     def loss(self, value: Any) -> None:
         """State the loss of the current step, where it cannot be found through backward."""
         if self._sight.draft is not None:
-            self._sight.draft.loss = _kept(value, None) if isinstance(value, Tensor) else float(value)
-
-
-def _kept(loss: Tensor | None, scale: Tensor | None) -> Tensor | float | None:
-    """A loss as it is now, whatever is written to it later, without its scale; nan for what is no scalar."""
-    if loss is None:
-        return None
-    return unscaled(local(loss).detach().clone(), scale) if loss.numel() == 1 else nan
+            self._sight.draft.loss = kept(value, None) if isinstance(value, Tensor) else float(value)
