@@ -159,15 +159,22 @@ def _fitting(standing: Standing) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class StatusFile:
-    """Where the status is kept: beside the trial, or in a file of the user's choice."""
+    """Where the status is kept: beside the trial, or in a file of the user's choice.
+
+    Attributes:
+        beside, name: The place, and the file in it.
+        needs_trial: Whether nothing is kept there before there is a trial: its writer wants an empty place, and a
+            directory with nothing but a status in it is no trial.
+    """
 
     beside: Beside
     name: str
+    needs_trial: bool = False
 
     @classmethod
     def of_trial(cls, uri: str) -> StatusFile:
         """Beside the trial."""
-        return cls(Beside.at(uri), STATUS)
+        return cls(Beside.at(uri), STATUS, needs_trial=True)
 
     @classmethod
     def at(cls, path: str) -> StatusFile:
@@ -188,13 +195,16 @@ class StatusFile:
         return cls(Beside(Directory.at(str(folder))), Path(path).name)
 
     def write(self, standing: Standing) -> bool:
-        """Put it there, unless a verdict stands there already that this one is not; whether it was written. Before the
-        trial exists nothing is written beside it, since its writer wants an empty place.
+        """Put it there, unless it is too early, or a verdict stands there already and this is none; whether it was
+        written.
 
         Raises:
             OSError: The place cannot be written.
         """
-        if not self.beside.exists or (not standing.status.is_verdict and self._holds_verdict(standing)):
+        unborn = standing.verdict is None and standing.ended is not Ended.BROKEN
+        if not self.beside.exists or (self.needs_trial and unborn):
+            return False
+        if not standing.status.is_verdict and self._holds_verdict(standing):
             return False
         self.beside.write(self.name, _fitting(standing))
         return True

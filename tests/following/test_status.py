@@ -30,7 +30,7 @@ def read(place: Path) -> dict[str, Any]:
 
 
 def standing(place: Path, status: Status = Status.IN_PROGRESS, **more: Any) -> Standing:
-    return Standing(str(place), status, **more)
+    return Standing(str(place), status, **{"verdict": Verdict.HEALTHY} | more)
 
 
 def test_a_status_is_as_its_schema_says_with_everything_in_it(tmp_path: Path) -> None:
@@ -49,10 +49,15 @@ def test_the_schema_can_fail() -> None:
         jsonschema.validate({"status": "Perhaps"}, SCHEMA)
 
 
-def test_before_the_trial_exists_nothing_is_written_beside_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended", [Ended.NOT, Ended.TIMED_OUT])
+def test_before_the_trial_exists_nothing_is_written_beside_it(tmp_path: Path, ended: Ended) -> None:
     place = tmp_path / "trial"
-    assert not StatusFile.of_trial(str(place)).write(standing(place))
+    early = Standing(str(place), Status.IN_PROGRESS, ended=ended)
+    assert not StatusFile.of_trial(str(place)).write(early)
     assert not place.exists()
+    place.mkdir()  # as a writer does just before its first part
+    assert not StatusFile.of_trial(str(place)).write(early)
+    assert list(place.iterdir()) == []
 
 
 def test_a_verdict_stays_whoever_is_still_looking_or_was_stopped(tmp_path: Path) -> None:
