@@ -86,8 +86,9 @@ class Progress:
     def fail(self, trial: str, error: FaninError) -> None:
         """Rules that cannot apply to this trial, and the like."""
         from fanin.status import Ended, Standing, Status
+        from fanin.stores.place import shown
 
-        self._keep(Standing(trial, Status.ERROR, ended=Ended.BROKEN, why=error.what))
+        self._keep(Standing(shown(trial), Status.ERROR, ended=Ended.BROKEN, why=error.what))
 
     def _keep(self, standing: Standing) -> None:
         try:
@@ -150,7 +151,12 @@ class Line:
 
 
 def made_actions(
-    stop: bool, commands: Sequence[str], webhooks: Sequence[str], auth: str, messages: Sequence[str]
+    trial: str,
+    stop: bool,
+    commands: Sequence[str],
+    webhooks: Sequence[str],
+    auth: str,
+    messages: Sequence[str],
 ) -> list[Action]:
     """The actions that were asked for; what is wrong with one is said before anything is followed."""
     from fanin.actions.command import Command
@@ -160,14 +166,14 @@ def made_actions(
 
     secret = os.environ.get("FANIN_WEBHOOK_SECRET") or None
     return [
-        *([Stop()] if stop else []),
+        *([Stop(trial)] if stop else []),
         *(Command(line) for line in commands),
         *(Webhook(url, secret, "bearer" if auth == "bearer" else "hmac") for url in webhooks),
         *(Message(address) for address in messages),
     ]
 
 
-def configured(path: str) -> tuple[list[Any], list[Action]]:
+def configured(path: str, trial: str) -> tuple[list[Any], list[Action]]:
     """The rules and the actions of a configuration; what of it has no effect is said."""
     from fanin.config import load_configuration
     from fanin.configured import mapped
@@ -177,7 +183,7 @@ def configured(path: str) -> tuple[list[Any], list[Action]]:
         raise click.UsageError(f"{path} configures this rule {len(found)} times; give one at a time.")
     actions: list[Action] = []
     for one in found:
-        done = mapped(one.actions)
+        done = mapped(one.actions, trial)
         actions += done.actions
         for note in (*one.notes, *done.notes):
             click.echo(f"config: {note}", err=True)
@@ -284,8 +290,10 @@ def follow(
         raise click.UsageError("--set needs exactly one --rule, whose parameter it sets.")
     if config and names:
         raise click.UsageError("--config names the rules by itself; leave --rule out.")
-    actions = made_actions(stop, commands, webhooks, webhook_auth, messages)
-    rules, wanted = configured(config) if config else ([make_rule(name, settings) for name in names], [])
+    actions = made_actions(trial, stop, commands, webhooks, webhook_auth, messages)
+    rules, wanted = (
+        configured(config, trial) if config else ([make_rule(name, settings) for name in names], [])
+    )
     actions += [one for one in wanted if (one.name, one.target) not in {(a.name, a.target) for a in actions}]
     look = followed(trial, Following(tuple(rules) or None, timeout, dead_after), actions, status, serve)
     require_report(look)
@@ -334,8 +342,9 @@ def _served(serve: str | None, trial: str) -> Iterator[LivePage | None]:
         yield None
         return
     from fanin.serve import Address, LivePage
+    from fanin.stores.place import shown
 
-    page = LivePage(Address.parsed(serve), trial)
+    page = LivePage(Address.parsed(serve), shown(trial))
     try:
         yield page
     finally:

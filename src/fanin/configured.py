@@ -29,13 +29,15 @@ class Mapped:
     notes: tuple[str, ...] = ()
 
 
-def mapped(wanted: Iterable[config.Action], environment: Mapping[str, str] = os.environ) -> Mapped:
-    """Our actions for those of a configuration."""
+def mapped(
+    wanted: Iterable[config.Action], trial: str, environment: Mapping[str, str] = os.environ
+) -> Mapped:
+    """Our actions for those of a configuration, on the trial at an address."""
     actions: list[Action] = []
     notes: list[str] = []
     for one in wanted:
         if one.name == "stoptraining":
-            actions.append(Stop())
+            actions.append(Stop(trial))
             if "training_job_prefix" in one.parameters:
                 notes.append("stoptraining: training_job_prefix is not used; who writes the trial is meant")
             continue

@@ -21,6 +21,7 @@ from fanin.judgement import load_rules
 from fanin.rule import Rule
 from fanin.status import Ended, Standing, status_of
 from fanin.stores.parquet.part import Part, decoded_once
+from fanin.stores.place import shown
 from fanin.trial import Trial
 
 POLL_S = 0.1
@@ -164,7 +165,7 @@ class _Follower:
         report = self._report
         diagnosis = report.diagnosis if report else None
         return Standing(
-            trial=self._uri,
+            trial=shown(self._uri),
             status=status_of(diagnosis, self._ended),
             verdict=diagnosis.verdict if diagnosis else None,
             ended=self._ended,
@@ -185,7 +186,7 @@ class _Follower:
 def _unreachable(uri: str, error: OSError) -> StoreError:
     return StoreError(
         "the trial cannot be reached",
-        where=uri,
+        where=shown(uri),
         got=" ".join(f"{type(error).__name__}: {error}".split())[:300],
         next_step="check the path, the network and the permissions",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import socket
 import threading
@@ -18,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from fanin.beside import STOP, Beside, beat_name
+
+log = logging.getLogger("fanin")
 
 EVERY_S = 1.0
 """Seconds from one beat to the next: a request is heard within two, and an object store is asked 60 times a minute."""
@@ -81,6 +84,12 @@ class Pulse:
             self._thread.join(LAST_S)
 
     def _live(self) -> None:
+        try:
+            self._beat_and_listen()
+        except Exception as fault:  # whatever it is, training goes on
+            log.warning("fanin no longer hears whether this training is asked to stop", exc_info=fault)
+
+    def _beat_and_listen(self) -> None:
         beside = Beside.at(self._uri)  # here, since it may ask a network
         while not self._is_over():
             with suppress(OSError):  # a full or hanging disk: the parts say so, and training goes on

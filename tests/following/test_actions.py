@@ -109,7 +109,7 @@ def test_another_finding_is_another_reason_to_act_but_not_to_stop_again(standing
 
     other = replace(standing, findings=(replace(standing.findings[0], layer="elsewhere"),))
     noted = Noted()
-    outcomes = [[done.outcome for done in taken([noted, Stop()], one)] for one in (standing, other)]
+    outcomes = [[done.outcome for done in taken([noted, Stop(one.trial)], one)] for one in (standing, other)]
     assert outcomes == [["done", "done"], ["done", "before"]]
 
 
@@ -153,7 +153,7 @@ def test_where_nothing_can_be_noted_nothing_is_done_and_the_way_out_is_named(
 
 
 def test_a_request_to_stop_lies_beside_the_trial(standing: Standing) -> None:
-    assert taken([Stop()], standing)[0].outcome == "done"
+    assert taken([Stop(standing.trial)], standing)[0].outcome == "done"
     request = parsed(Beside.at(standing.trial).read(STOP))
     assert standing.findings[0].code in request.why
 
@@ -167,7 +167,7 @@ def test_whatever_lies_there_is_a_request() -> None:
 def test_a_training_under_smdebug_cannot_be_asked(tmp_path: Path) -> None:
     (tmp_path / "collections").mkdir()
     with pytest.raises(ActionError, match="does not hear us"):
-        Stop().do(Notice(str(tmp_path), "", "", ""))
+        Stop(str(tmp_path)).do(notice())
 
 
 # ── command ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -306,7 +306,7 @@ def test_stop_training_is_ours_and_what_nobody_can_send_is_said() -> None:
             {"name": "sms", "parameters": {"endpoint": "+49"}},
         ]
     )
-    found = mapped(wanted, {})
+    found = mapped(wanted, "runs/exp1", {})
     assert [type(action) for action in found.actions] == [Stop]
     assert [("training_job_prefix" in n, "FANIN_EMAIL" in n, "FANIN_SMS" in n) for n in found.notes] == [
         (True, False, False),
@@ -319,7 +319,7 @@ def test_stop_training_is_ours_and_what_nobody_can_send_is_said() -> None:
 def test_an_email_goes_through_the_address_in_the_environment() -> None:
     pytest.importorskip("apprise", reason="needs the extra notify")
     wanted = parse_actions('{"name": "email", "parameters": {"endpoint": "me@example.com"}}')
-    found = mapped(wanted, {"FANIN_EMAIL": "mailtos://user:word@example.com?to={endpoint}"})
+    found = mapped(wanted, "runs/exp1", {"FANIN_EMAIL": "mailtos://user:word@example.com?to={endpoint}"})
     assert [action.target for action in found.actions] == [
         "mailtos://user:word@example.com?to=me@example.com"
     ]

@@ -12,7 +12,7 @@ import pytest
 
 import fanin.follow as module
 from fanin.beside import Beside, beat_name
-from fanin.errors import TrialFormatError
+from fanin.errors import StoreError, TrialFormatError
 from fanin.finding import Verdict
 from fanin.follow import Following, Look, follow
 from fanin.glance import Liveness, glance
@@ -194,3 +194,18 @@ def test_looking_again_reads_nothing_while_nothing_is_new(
     end = last(str(place), Following(timeout=1.5)).standing
     assert end.ended is Ended.TIMED_OUT
     assert len(loads) == 2  # at the beginning, and once more at the end
+
+
+def test_a_secret_in_an_address_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(beside: Beside) -> None:
+        raise OSError("no network")
+
+    def unreadable(uri: str) -> None:
+        raise StoreError("no network")
+
+    monkeypatch.setattr(module, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(module, "glance", refuse)
+    monkeypatch.setattr(module, "load_trial", unreadable)
+    end = last("s3://key:s3cret@bucket/job?region=us-east-1")
+    assert (end.standing.ended, end.standing.trial) == (Ended.BROKEN, "s3://bucket/job")
+    assert "s3cret" not in repr(end) + str(end.error)

@@ -163,6 +163,20 @@ def test_a_disk_that_fails_harms_nobody(place: Path, monkeypatch: pytest.MonkeyP
         assert len(seen.trial.steps) == 2
 
 
+def test_a_fault_of_ours_in_it_is_told_and_harms_nobody(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(Beside, "has", fail)
+    model = net()
+    with observe(model, trial=place, steps=2) as seen:
+        assert soon(lambda: "no longer hears" in caplog.text)
+        assert len(train(model, 3)) == 3
+        assert len(seen.trial.steps) == 2
+
+
 def test_a_disk_that_hangs_keeps_nobody_waiting(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = threading.Event()
     monkeypatch.setattr(Beside, "write", lambda *args: free.wait(30))

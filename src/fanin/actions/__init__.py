@@ -28,7 +28,8 @@ def take(actions: Iterable[Action], standing: Standing, claims: Sequence[Beside]
     Args:
         actions: What is to be done.
         standing: A poor one.
-        claims: Where it is noted that something was done: the first of these places that can be written.
+        claims: Where it is noted that something was done: beside the trial, or else the first other place that can
+            be written.
     """
     for action in actions:
         yield _taken(action, standing, claims)
@@ -48,7 +49,7 @@ def _taken(action: Action, standing: Standing, claims: Sequence[Beside]) -> Done
 
 def _claim(action: Action, standing: Standing, finding: Finding, claims: Sequence[Beside]) -> bool:
     # The path rather than the address, which may be relative, and may hold a secret.
-    what: tuple[str, ...] = (action.name, action.target, Beside.at(standing.trial).directory.path)
+    what: tuple[str, ...] = (action.name, action.target, claims[0].directory.path)
     if not action.is_once:
         what = (*what, finding.code, finding.layer, finding.tensor)
     said = {

@@ -15,10 +15,17 @@ from fanin.stores.smdebug import is_smdebug
 
 @final
 class Stop(Action):
-    """A file beside the trial, for which every worker looks."""
+    """A file beside the trial, for which every worker looks.
+
+    Args:
+        trial: Its address, as it was given; what a notice says of it is without the secrets that it may hold.
+    """
 
     name = "stop"
     is_once = True
+
+    def __init__(self, trial: str) -> None:
+        self._trial = trial
 
     def do(self, notice: Notice) -> str:
         """Put it there.
@@ -26,7 +33,7 @@ class Stop(Action):
         Raises:
             ActionError: The place cannot be written, or nobody would look.
         """
-        if is_smdebug(notice.trial):
+        if is_smdebug(self._trial):
             raise ActionError(
                 "a training that SageMaker Debugger records does not hear us",
                 where=notice.trial,
@@ -34,7 +41,7 @@ class Stop(Action):
             )
         said = {"why": notice.title, "by": f"follow on {socket.gethostname()}:{os.getpid()}"}
         try:
-            Beside.at(notice.trial).write(STOP, json.dumps(said).encode())
+            Beside.at(self._trial).write(STOP, json.dumps(said).encode())
         except OSError as error:
             raise ActionError(
                 "the training cannot be asked to stop",
