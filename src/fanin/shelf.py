@@ -141,4 +141,4 @@ def _listed(path: Path) -> list[str]:
 
 def _is_left_over(name: str) -> bool:
     """What a writer that was killed left of a part, and what lies beside the parts."""
-    return (name.startswith(".part-w") and name.endswith(".tmp")) or OURS.fullmatch(name) is not None
+    return (name.startswith((".part-w", "._")) and name.endswith(".tmp")) or OURS.fullmatch(name) is not None
