@@ -73,8 +73,6 @@ class Progress:
         standing = look.standing.with_actions(self.taken)
         line.show(standing, look.error)
         self._keep(standing)
-        if self.page is not None and look.report is not None:
-            self.page.show(look.report)
         new = [f for f in standing.findings if (f.code, f.layer, f.tensor) not in self._acted]
         if standing.status is Status.ISSUES_FOUND and new and self.actions:
             self._acted |= {(f.code, f.layer, f.tensor) for f in new}
@@ -82,6 +80,8 @@ class Progress:
                 self.taken.append(done)
                 line.say(f"{done.action}: {done.outcome}" + (f", {done.detail}" if done.detail else ""))
             self._keep(standing.with_actions(self.taken))
+        if self.page is not None and look.report is not None:
+            self.page.show(look.report)  # last: to draw it takes a second
 
     def fail(self, trial: str, error: FaninError) -> None:
         """Rules that cannot apply to this trial, and the like."""
