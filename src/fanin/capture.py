@@ -161,6 +161,7 @@ class Watch:
         )
         if trial is not None and not isinstance(self._store, MemoryStore):
             self._pulse = Pulse(os.fspath(trial), worker, partial(_obey, on_stop, adapter, ref(model)))
+            finalize(model, self._pulse.leave).atexit = False  # who trained it needs no longer be stopped
 
     def __enter__(self) -> Watch:
         return self

@@ -73,14 +73,17 @@ class Pulse:
             self._captured_at = time.monotonic()
             self._woken.set()
 
+    def leave(self) -> None:
+        """The training is over; returns at once, since nobody may wait for a disk where a model is freed."""
+        if os.getpid() == self._process:  # a forked child may find the lock of the event held for ever
+            atexit.unregister(self.close)
+            self._closed = True
+            self._woken.set()
+
     def close(self) -> None:
-        """The training is over; idempotent."""
-        atexit.unregister(self.close)
-        if self._closed or os.getpid() != self._process:
-            return
-        self._closed = True
-        self._woken.set()
-        if threading.current_thread() is not self._thread:
+        """The same, and wait a moment until the thread has gone; idempotent."""
+        self.leave()
+        if os.getpid() == self._process and threading.current_thread() is not self._thread:
             self._thread.join(LAST_S)
 
     def _live(self) -> None:
