@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fanin import destination, exports, reports
-from fanin.cli import EXITS, FORMATS, main
+from fanin.cli import main
+from fanin.cli_options import EXITS, FORMATS
 from fanin.finding import Verdict
 from fanin.stores import open_store
 from fanin.synthetic import mlp

@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -14,13 +15,21 @@ from importlib.metadata import PackageNotFoundError, version
 from queue import Empty, Queue
 from threading import Thread
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 from weakref import finalize, ref
 
 from fanin.adapters import adapter_for
-from fanin.adapters.base import OnError, Watching, WatchPlan, brief
-from fanin.errors import FaninError, StoreError, TrialExistsError, TrialFormatError, UsageError
+from fanin.adapters.base import Adapter, OnError, Watching, WatchPlan, brief
+from fanin.errors import (
+    FaninError,
+    StoreError,
+    TrainingStoppedError,
+    TrialExistsError,
+    TrialFormatError,
+    UsageError,
+)
 from fanin.judgement import load_rules, needs
+from fanin.pulse import Pulse, Request
 from fanin.rule import Rule
 from fanin.stores import open_store
 from fanin.stores.base import Store, Writer
@@ -30,6 +39,8 @@ from fanin.trial import ModelSpec, Step, Trial
 T = TypeVar("T")
 
 log = logging.getLogger("fanin")
+
+OnStop = Literal["raise", "flag", "terminate"]
 
 BEGIN_S = 10.0
 """How long a watch waits for the place of its trial; a local disk takes 5 ms, an object store less than a second."""
@@ -49,6 +60,7 @@ def watch(
     steps: int = DEFAULT_STEPS,
     rules: Iterable[Rule] | None = None,
     on_error: OnError = "warn",
+    on_stop: OnStop = "raise",
 ) -> Watch:
     """Watch a model's first training steps; hooks remove themselves after the last.
 
@@ -63,14 +75,21 @@ def watch(
         rules: What will judge the trial, so that no more is captured than they need; None for all.
         on_error: What to do about a fault of fanin itself, or a place that cannot be written: report it once and go
             on without capture, or with the trial in memory; or raise.
+        on_stop: How to obey somebody who follows the trial and asks the training to stop (`fanin follow --stop`):
+            raise TrainingStoppedError in its next step, only set `should_stop` of what this returns, or end the
+            process by SIGTERM. Requests are heard until LISTEN_S after the last captured step, or until `close()`.
 
     Raises:
-        UsageError: The model is of no known framework, or steps is not a positive number.
+        UsageError: The model is of no known framework, steps is not a positive number, or `on_stop` is none of these.
         TrialExistsError: There is a trial already.
     """
     if steps < 1:
         raise UsageError("steps must be positive", got=str(steps), expected="1 or more", next_step="try 10")
-    return Watch(model, optimizer, trial, steps, None if rules is None else tuple(rules), on_error)
+    if on_stop not in get_args(OnStop):
+        raise UsageError(
+            "on_stop is none of its values", got=repr(on_stop), expected=", ".join(get_args(OnStop))
+        )
+    return Watch(model, optimizer, trial, steps, None if rules is None else tuple(rules), on_error, on_stop)
 
 
 class _Unwatched:
@@ -101,7 +120,9 @@ class Watch:
         steps: int,
         rules: tuple[Rule, ...] | None,
         on_error: OnError,
+        on_stop: OnStop,
     ) -> None:
+        self._pulse: Pulse | None = None
         self._described: ModelSpec | None = None
         self._steps = steps
         self._on_error = on_error
@@ -110,7 +131,7 @@ class Watch:
         self._store, self._writer = _in_memory(0, {})
         self.watching: Watching = _Unwatched()
         try:
-            self._begin(model, optimizer, trial, rules)
+            self._begin(model, optimizer, trial, rules, on_stop)
         except FaninError:
             raise  # a mistake of the caller's, which the next run would repeat
         except Exception as fault:
@@ -121,7 +142,7 @@ class Watch:
         # Weakly, or the end of the process would be the first moment at which the model's memory can be freed.
         self._at_exit = partial(_close, ref(self))
         atexit.register(self._at_exit)
-        finalize(self, _forget, self._at_exit, self._writer, self._process).atexit = False
+        finalize(self, _forget, self._at_exit, self._writer, self._pulse, self._process).atexit = False
 
     def _begin(
         self,
@@ -129,6 +150,7 @@ class Watch:
         optimizer: Any,
         trial: str | os.PathLike[str] | None,
         rules: tuple[Rule, ...] | None,
+        on_stop: OnStop,
     ) -> None:
         adapter, worker = adapter_for(model), _rank()
         known = about(adapter.describe(model).framework)
@@ -139,6 +161,9 @@ class Watch:
         self.watching = adapter.watch(
             model, WatchPlan(needed, self._steps, self._keep, self._on_error, worker)
         )
+        if trial is not None and not isinstance(self._store, MemoryStore):
+            self._pulse = Pulse(os.fspath(trial), worker, partial(_obey, on_stop, adapter, ref(model)))
+            finalize(model, self._pulse.leave).atexit = False  # who trained it needs no longer be stopped
 
     def __enter__(self) -> Watch:
         return self
@@ -152,6 +177,11 @@ class Watch:
     def attached(self) -> bool:
         """Whether hooks hang on the model still."""
         return not self.watching.detached
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether somebody who follows the trial has asked the training to stop; costs nothing to ask."""
+        return self._pulse is not None and self._pulse.request is not None
 
     @property
     def trial(self) -> Trial:
@@ -174,6 +204,8 @@ class Watch:
             return
         self._closed = True
         atexit.unregister(self._at_exit)
+        if self._pulse is not None:
+            self._pulse.close()
         try:
             self.watching.detach()
             if os.getpid() == self._process:
@@ -192,6 +224,8 @@ class Watch:
         if step.index == self._steps - 1:
             # Now, rather than when the training ends, which may be days later or by a signal.
             self._writer.end(LAST_S)
+            if self._pulse is not None:
+                self._pulse.captured()
 
 
 def _close(watched: ref[Watch]) -> None:
@@ -199,11 +233,31 @@ def _close(watched: ref[Watch]) -> None:
         watch.close()
 
 
-def _forget(at_exit: Callable[[], None], writer: Writer, process: int) -> None:
-    """The model is gone, and its watch with it."""
+def _forget(at_exit: Callable[[], None], writer: Writer, pulse: Pulse | None, process: int) -> None:
+    """The model is gone, or the hooks that held the watch; a training may go on, so the pulse listens on."""
     atexit.unregister(at_exit)
     if os.getpid() == process:
         writer.end()
+        if pulse is not None:
+            pulse.captured()
+
+
+def _obey(on_stop: OnStop, adapter: Adapter, model: ref[Any], request: Request) -> None:
+    """Stop the training as it was told to; in the pulse's thread."""
+    log.warning("fanin was asked to stop this training%s", f": {request.why}" if request.why else "")
+    if on_stop == "terminate":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif on_stop == "raise" and (trained := model()) is not None:
+        adapter.interrupt(trained, _stopped(request))
+
+
+def _stopped(request: Request) -> TrainingStoppedError:
+    return TrainingStoppedError(
+        "this training was asked to stop",
+        got=request.why,
+        where=f"asked by {request.by}" if request.by else "",
+        next_step="`fanin judge` on its trial says more; watch(..., on_stop='flag') leaves stopping to the script",
+    )
 
 
 def _begun(

@@ -5,18 +5,27 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import datetime
-from functools import partial, wraps
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from fanin.cli_follow import follow as follow_command
+from fanin.cli_options import (
+    EXITS,
+    color_option,
+    config_option,
+    fail_on_option,
+    reporting,
+    rule_option,
+    set_option,
+)
 from fanin.cli_trial import trial as trial_commands
-from fanin.destination import format_of, require_writable
 from fanin.errors import FaninError, TrialNotFoundError
 from fanin.errors import UsageError as FaninUsageError
 
@@ -28,18 +37,8 @@ if TYPE_CHECKING:
     from fanin.rule import Rule
     from fanin.target import Target
 
-FORMATS = ("terminal", "json", "html", "markdown", "sarif", "junit", "github")
-"""As in `fanin.reports`, which is not imported for `--help`; a test compares them."""
-
 BROKEN, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 """Exit codes besides the verdict's; the last two are a shell's for a command ended by SIGINT and SIGPIPE."""
-
-EXITS = {
-    "undecided": {"healthy": 0, "poor": 1, "undecided": 3},
-    "poor": {"healthy": 0, "poor": 1, "undecided": 0},
-    "never": {"healthy": 0, "poor": 0, "undecided": 0},
-}
-"""--fail-on -> verdict -> exit code."""
 
 
 class Commands(click.Group):
@@ -83,55 +82,6 @@ def fail(error: FaninError) -> int:
     return BROKEN
 
 
-# ── options ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-_format = click.option(
-    "--format",
-    "form",
-    type=click.Choice(FORMATS),
-    help="Form of the report.  [default: as the name of -o FILE ends, or else terminal]",
-)
-_color = click.option("--color/--no-color", default=None, help="Colours; by default on terminals.")
-_file = click.option(
-    "-o",
-    "--output",
-    "path",
-    type=click.Path(readable=False),  # `require_writable` says more than click would
-    help="Write the report to a file; its form by the end of its name: .html .json .md .sarif .xml .txt.",
-)
-_fail_on = click.option(
-    "--fail-on",
-    type=click.Choice(list(EXITS)),
-    default="undecided",
-    show_default=True,
-    help="The mildest verdict with an exit code of its own: 1 poor, 3 undecided.",
-)
-_rule = click.option("--rule", "names", multiple=True, metavar="RULE", help="Ask this rule only; repeatable.")
-_set = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter of that rule.")
-_config = click.option(
-    "--config",
-    type=click.Path(dir_okay=False),
-    metavar="JSON",
-    help="Ask the rules of a SageMaker Debugger rule configuration.",
-)
-
-
-def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a command that shows a report. A file that cannot be written ends it before its work begins."""
-
-    @wraps(command)
-    def checked(*args: Any, path: str | None, form: str | None, **rest: Any) -> Any:
-        if path is not None:
-            form = form or format_of(path)
-            require_writable(path)
-        return command(*args, path=path, form=form, **rest)
-
-    made: Callable[..., Any] = checked
-    for option in (_file, _color, _format):
-        made = option(made)
-    return made
-
-
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fanin")
 def main() -> None:
@@ -144,9 +94,11 @@ def main() -> None:
       fanin check model.py:build --fix         and with a repair that is proven
       fanin run -- python train.py --lr 0.1    any training script, unchanged
       fanin judge runs/train-20260301-093000   again, later, elsewhere
+      fanin follow runs/exp1                   while it trains, and act when it is poor
       fanin explain FAN101                     what a code means
 
-    Exit codes: 0 healthy, 1 poor, 2 usage or broken input, 3 undecided, 130 interrupted.
+    Exit codes: 0 healthy, 1 poor, 2 usage or broken input, 3 undecided, 4 timed out, 130
+    interrupted.
     """
 
 
@@ -168,7 +120,7 @@ def main() -> None:
     help="Most passes (a number) or time (90s, 5m) of the proof that --fix takes.  [default: three whole races]",
 )
 @click.option("--force", is_flag=True, help="Propose a repair for a model that was trained or loaded too.")
-@_fail_on
+@fail_on_option
 @reporting
 def check(
     target: str,
@@ -298,10 +250,10 @@ def _advance(bar: Progress, task: TaskID, done: int, planned: int) -> None:
 
 @main.command(short_help="Judge a trial that was written before.")
 @click.argument("trial")
-@_rule
-@_set
-@_config
-@_fail_on
+@rule_option
+@set_option
+@config_option
+@fail_on_option
 @reporting
 def judge(
     trial: str,
@@ -454,7 +406,7 @@ Next   Have the command run as it is first, then watch it."""
 
 @main.command(short_help="What a code, a rule or a cause means.")
 @click.argument("code")
-@_color
+@color_option
 def explain(code: str, color: bool | None) -> None:
     """What a code, a rule or a cause means, why it matters, and when it is wrong.
 
@@ -500,4 +452,5 @@ def demo() -> int:
     return show()
 
 
+main.add_command(follow_command)
 main.add_command(trial_commands)

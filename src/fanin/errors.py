@@ -6,10 +6,12 @@
     │   ├── BatchError          the model cannot run the batch
     │   ├── LossError           the loss cannot be computed or differentiated
     │   └── RuleParameterError  a rule's parameter has the wrong type or value
-    └── StoreError              a trial cannot be written or read
-        ├── TrialNotFoundError  there is nothing there
-        ├── TrialExistsError    there is a trial already
-        └── TrialFormatError    what is there is not a trial that this version can read
+    ├── StoreError              a trial cannot be written or read
+    │   ├── TrialNotFoundError  there is nothing there
+    │   ├── TrialExistsError    there is a trial already
+    │   └── TrialFormatError    what is there is not a trial that this version can read
+    ├── ActionError             what was to be done about a verdict could not be done
+    └── TrainingStoppedError    a training that was to stop when asked, and was asked
 
 Every message says what went wrong, where, what was got, what was expected and what to do next.
 """
@@ -87,3 +89,11 @@ class TrialExistsError(StoreError):
 
 class TrialFormatError(StoreError):
     """What is there is not a trial that this version can read."""
+
+
+class ActionError(FaninError):
+    """What was to be done about a verdict could not be done."""
+
+
+class TrainingStoppedError(FaninError):
+    """Somebody asked for the training to stop; raised in it, where it was told to obey by raising."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pyarrow.fs import FileType
 
+from fanin.beside import OURS
 from fanin.errors import FaninError, UsageError
 from fanin.stores import open_store
 from fanin.stores.parquet.directory import PART, Directory
@@ -169,5 +170,5 @@ def _listed(directory: Directory) -> list[str]:
 
 
 def _is_left_over(name: str) -> bool:
-    """What a writer that was killed left of a part."""
-    return name.startswith(".part-w") and name.endswith(".tmp")
+    """What a writer that was killed left of a part, and what lies beside the parts."""
+    return (name.startswith((".part-w", "._")) and name.endswith(".tmp")) or OURS.fullmatch(name) is not None

@@ -16,7 +16,6 @@ from fanin.stores.place import s3_filesystem
 from pages.blocks import ROOT, blocks, pages
 from pages.likeness import unlike
 from pages.scenes import IN_BUCKETS, SCENES, debugger_trial
-from stores.test_smdebug_s3 import port  # noqa: F401  # a fixture: the server that speaks S3
 
 SECONDS = 300
 """Of a page on a busy machine; the longest proves a repair, and runs two trainings."""
@@ -47,7 +46,7 @@ def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str,
     if request.getfixturevalue("page").relative_to(ROOT).as_posix() not in IN_BUCKETS:
         yield {}
         return
-    endpoint = f"127.0.0.1:{request.getfixturevalue('port')}"
+    endpoint = f"127.0.0.1:{request.getfixturevalue('s3_port')}"
     keys = {"access_key": "testing", "secret_key": "testing"}
     there = s3_filesystem(
         **keys, endpoint_override=endpoint, scheme="http", region="us-east-1", allow_bucket_creation=True

@@ -150,6 +150,10 @@ class Adapter(ABC):
             BatchError: The model cannot run the batch.
         """
 
+    @abstractmethod
+    def interrupt(self, model: Any, error: Exception) -> None:
+        """Have the training of this model raise an error at its next step, once; called from any thread."""
+
     def is_spread(self, model: Any) -> bool:
         """Whether other processes hold parts of this model's parameters."""
         return False

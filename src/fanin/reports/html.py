@@ -58,6 +58,7 @@ def page(
     *,
     applied: bool = False,
     after: Trial | None = None,
+    live: str = "",
 ) -> str:
     """The page, with a repair where there is one.
 
@@ -67,6 +68,7 @@ def page(
         discarded: What else was tried.
         applied: Whether the model holds the repair by now.
         after: The look at the repaired network.
+        live: What names this state of a page that is served and loads itself anew; empty for one that stays.
 
     Raises:
         UsageError: The extra `html` is not installed.
@@ -74,7 +76,7 @@ def page(
     shown = charts.figures(trial, diagnosis, repair=repair, after=after)
     names = charts.available(shown)
     specs = {name: charts.compiled(name, shown) for name in names}
-    scripts = [_part("vega.min.js"), _part("report.js")]
+    scripts = [_part("vega.min.js"), _part("report.js"), *([_part("live.js")] if live else [])]
     style = _colors() + _part("style.css")
     return str(
         _template().render(
@@ -96,10 +98,34 @@ def page(
             long=LONG,
             pages=[(code, name, _html(text)) for code, name, text in outline.pages(diagnosis)],
             groups=_groups(diagnosis),
-            policy=_policy(scripts, style),
+            policy=_policy(scripts, style, live),
+            live=live,
             style=style,
             scripts=scripts,
             data=_embedded({"rows": shown.rows(), "specs": specs}),
+        )
+    )
+
+
+def live_page(trial: Trial, diagnosis: Diagnosis, version: str) -> str:
+    """The page as `fanin follow --serve` shows it: it asks its own server, and nobody else, whether it has changed.
+
+    Raises:
+        UsageError: The extra `html` is not installed.
+    """
+    return page(trial, diagnosis, live=version)
+
+
+def waiting_page(title: str, version: str) -> str:
+    """What is shown before there is anything to show."""
+    scripts, style = [_part("live.js")], _colors() + _part("style.css")
+    return str(
+        _template("waiting.html").render(
+            title=title,
+            version=version,
+            policy=_policy(scripts, style, version),
+            style=style,
+            scripts=scripts,
         )
     )
 
@@ -113,7 +139,7 @@ def _part(name: str) -> str:
 
 
 @cache
-def _template() -> Any:
+def _template(name: str = "report.html") -> Any:
     try:
         from jinja2 import Environment, StrictUndefined
     except ModuleNotFoundError as error:
@@ -127,7 +153,7 @@ def _template() -> Any:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_printable
     )
     environment.filters |= {"number": number, "lines": _lines, "raw": _raw, "slug": _slug}
-    return environment.from_string(_part("report.html"))
+    return environment.from_string(_part(name))
 
 
 def _printable(value: Any) -> Any:
@@ -175,9 +201,10 @@ def _colors() -> str:
     )
 
 
-def _policy(scripts: Sequence[str], style: str) -> str:
+def _policy(scripts: Sequence[str], style: str, live: str = "") -> str:
     allowed = " ".join(_hash(script) for script in scripts)
-    return "; ".join([*KEPT_OUT, f"script-src {allowed}", f"style-src {_hash(style)}"])
+    asks = ["connect-src 'self'"] if live else []
+    return "; ".join([*KEPT_OUT, f"script-src {allowed}", f"style-src {_hash(style)}", *asks])
 
 
 def _hash(text: str) -> str:

@@ -15,6 +15,7 @@ from fanin.adapters.torch.awaiting import Awaited
 from fanin.adapters.torch.batches import batches
 from fanin.adapters.torch.describe import model_spec, uncompiled
 from fanin.adapters.torch.examining import examine, trace
+from fanin.adapters.torch.interrupting import Interrupt
 from fanin.adapters.torch.racing import race
 from fanin.adapters.torch.restore import beside_untouched
 from fanin.adapters.torch.sources import recording
@@ -88,6 +89,10 @@ class TorchAdapter(Adapter):
     def trace(self, model: nn.Module, batch: Any, loss_fn: Any) -> Trial:
         """See Adapter."""
         return trace(gathered.whole(model)[0], batch, loss_fn)
+
+    def interrupt(self, model: nn.Module, error: Exception) -> None:
+        """See Adapter."""
+        Interrupt(model, error)
 
     def is_spread(self, model: nn.Module) -> bool:
         """See Adapter."""

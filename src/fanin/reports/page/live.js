@@ -1,0 +1,90 @@
+"use strict";
+// The page of a trial that grows: it loads itself anew when the server says that it is another one, and is then as it
+// was left: what was searched, filtered, sorted, chosen and unfolded, the theme, the place, and the cursor.
+(() => {
+  const KEPT = "fanin-live";
+  const root = document.documentElement;
+  const byId = (id) => document.getElementById(id);
+  const sign = byId("live");
+  const unfolded = () => [...document.querySelectorAll("details")];
+  const heads = () => [...document.querySelectorAll("#table thead th")];
+
+  // ── what is kept ──
+  const keep = () => {
+    const sorted = heads().find((head) => head.hasAttribute("aria-sort"));
+    const field = document.activeElement;
+    sessionStorage.setItem(KEPT, JSON.stringify({
+      search: byId("search")?.value, filter: byId("filter")?.value,
+      sort: sorted && [sorted.dataset.key, sorted.getAttribute("aria-sort")],
+      chosen: document.querySelector("#table tr.chosen button")?.textContent,
+      open: unfolded().filter((one) => one.open).map((one) => one.id || one.querySelector("summary").textContent),
+      theme: root.dataset.theme, top: scrollY, table: document.querySelector(".tall")?.scrollTop,
+      field: field?.id, cursor: field?.id === "search" ? [field.selectionStart, field.selectionEnd] : undefined,
+    }));
+  };
+  const set = (id, value, event) => {
+    const field = byId(id);
+    if (!field || !value) return;
+    field.value = value; // an option that is gone leaves the filter empty: all layers
+    if (field.value !== value) field.value = "";
+    field.dispatchEvent(new Event(event));
+  };
+  const sort = (wanted) => {
+    const head = wanted && heads().find((one) => one.dataset.key === wanted[0]);
+    if (!head) return;
+    head.querySelector("button").click();
+    if (head.getAttribute("aria-sort") !== wanted[1]) head.querySelector("button").click();
+  };
+  const paint = (theme) => {
+    if (!theme) return;
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    if ((theme === "dark") !== dark) byId("theme")?.click();
+    else root.dataset.theme = theme;
+  };
+  const restore = (kept) => {
+    set("search", kept.search, "input");
+    set("filter", kept.filter, "change");
+    sort(kept.sort);
+    paint(kept.theme);
+    for (const one of unfolded()) one.open ||= kept.open.includes(one.id || one.querySelector("summary").textContent);
+    for (const row of document.querySelectorAll("#table tbody tr")) {
+      const button = row.querySelector("button");
+      if (button && button.textContent === kept.chosen) button.click();
+    }
+    byId(kept.field)?.focus({ preventScroll: true });
+    if (kept.cursor) byId("search")?.setSelectionRange(...kept.cursor);
+    const box = document.querySelector(".tall");
+    if (box) box.scrollTop = kept.table ?? 0;
+    scrollTo({ top: kept.top, behavior: "instant" });
+  };
+
+  // Charts give the page its height and take the choice only once they are drawn.
+  const whenDrawn = (then) => {
+    if (root.dataset.drawn || !byId("table")) return then();
+    const observer = new MutationObserver(() => { if (root.dataset.drawn) { observer.disconnect(); then(); } });
+    observer.observe(root, { attributes: true, attributeFilter: ["data-drawn"] });
+  };
+  // ── what comes ──
+  let left = false;
+  const listen = () => {
+    const source = new EventSource("/events");
+    source.onopen = () => { sign.textContent = "live"; };
+    source.onmessage = ({ data }) => {
+      if (data === root.dataset.version || left) return;
+      left = true;
+      keep();
+      location.reload();
+    };
+    source.addEventListener("over", () => { source.close(); sign.textContent = "no longer live"; });
+    source.onerror = () => { if (source.readyState !== EventSource.CLOSED) sign.textContent = "connection lost"; };
+  };
+
+  history.scrollRestoration = "manual";
+  const kept = sessionStorage.getItem(KEPT);
+  sessionStorage.removeItem(KEPT);
+  whenDrawn(() => {
+    if (kept) restore(JSON.parse(kept));
+    root.dataset.live = "true";
+    listen();
+  });
+})();

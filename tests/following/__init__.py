@@ -1,0 +1,1 @@
+"""Trials that are judged while they are written."""

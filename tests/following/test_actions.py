@@ -1,0 +1,326 @@
+"""What is done about a poor verdict: once, whoever follows, and each whatever becomes of the others."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from fanin.actions import take
+from fanin.actions.base import Action, Notice
+from fanin.actions.command import Command
+from fanin.actions.message import Message
+from fanin.actions.stop import Stop
+from fanin.actions.webhook import Webhook
+from fanin.beside import STOP, Beside
+from fanin.config import parse_actions
+from fanin.configured import mapped
+from fanin.errors import ActionError, UsageError
+from fanin.follow import Following, follow
+from fanin.pulse import parsed
+from fanin.status import Done, Standing
+
+from .growing import Growing, poor, receiver
+from .test_status import SCHEMA
+
+with_apprise = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+"""Of modules that Python will drop and Apprise imports."""
+
+SECRET = "s3cret-of-the-hook"  # made up, and looked for where it must not be
+
+
+class Noted(Action):
+    """Notes what it is given."""
+
+    def __init__(self, name: str = "noted", fault: Exception | None = None) -> None:
+        self.name, self.fault = name, fault
+        self.got: list[Notice] = []
+
+    def do(self, notice: Notice) -> str:
+        self.got.append(notice)
+        if self.fault is not None:
+            raise self.fault
+        return "noted"
+
+
+@pytest.fixture
+def standing(tmp_path: Path) -> Standing:
+    """A poor trial's."""
+    growing = Growing(tmp_path / "trial", poor())
+    growing.step(0)
+    return list(follow(growing.uri, Following(timeout=60.0)))[-1].standing
+
+
+def taken(actions: Sequence[Action], standing: Standing) -> list[Done]:
+    return list(take(actions, standing, [Beside.at(standing.trial)]))
+
+
+def notice(text: str = "{}") -> Notice:
+    return Notice("runs/exp1", "runs/exp1: poor initialization", "why", text)
+
+
+# ── once ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_action_is_done_once_however_often_a_follower_is_restarted(standing: Standing) -> None:
+    noted = Noted()
+    assert [done.outcome for _ in range(3) for done in taken([noted], standing)] == [
+        "done",
+        "before",
+        "before",
+    ]
+    assert len(noted.got) == 1
+    said = json.loads(noted.got[0].json)
+    assert said["status"] == "IssuesFound"
+    assert "actions" not in said
+
+
+def test_of_followers_that_come_at_once_one_acts(standing: Standing) -> None:
+    for turn in range(20):
+        noted, together = Noted(f"noted {turn}"), threading.Barrier(4)
+
+        def act(noted: Noted = noted, together: threading.Barrier = together) -> None:
+            together.wait()
+            taken([noted], standing)
+
+        threads = [threading.Thread(target=act) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        told = [
+            found["code"] + found["layer"]
+            for given in noted.got
+            for found in json.loads(given.json)["findings"]
+        ]
+        assert sorted(told) == sorted({f.code + f.layer for f in standing.findings})
+
+
+def test_another_finding_is_another_reason_to_act_but_not_to_stop_again(standing: Standing) -> None:
+    from dataclasses import replace
+
+    other = replace(standing, findings=(replace(standing.findings[0], layer="elsewhere"),))
+    noted = Noted()
+    outcomes = [[done.outcome for done in taken([noted, Stop(one.trial)], one)] for one in (standing, other)]
+    assert outcomes == [["done", "done"], ["done", "before"]]
+
+
+def test_one_that_fails_is_reported_and_the_others_are_done(standing: Standing) -> None:
+    broken = Noted("broken", ActionError("no", got="answer 500"))
+    worse = Noted("worse", RuntimeError(f"https://host/{SECRET}"))
+    after = Noted("after")
+    done = taken([broken, worse, after], standing)
+    assert [(one.action, one.outcome) for one in done] == [
+        ("broken", "failed"),
+        ("worse", "failed"),
+        ("after", "done"),
+    ]
+    assert "answer 500" in done[0].detail
+    assert SECRET not in repr(done)
+
+
+def test_where_nothing_can_be_noted_nothing_is_done_and_the_way_out_is_named(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = Beside.claim
+
+    def refuse(beside: Beside, name: str, data: bytes) -> bool:
+        if beside.directory.path == standing.trial:
+            raise OSError(30, "Read-only file system")
+        return real(beside, name, data)
+
+    monkeypatch.setattr(Beside, "claim", refuse)
+    noted = Noted()
+    failed = taken([noted], standing)[0]
+    assert (failed.outcome, noted.got) == ("failed", [])
+    assert "--status FILE" in failed.detail
+    elsewhere = tmp_path / "state"
+    elsewhere.mkdir()
+    places = [Beside.at(standing.trial), Beside.at(str(elsewhere))]
+    outcomes = [done.outcome for _ in range(2) for done in take([noted], standing, places)]
+    assert outcomes == ["done", "before"]
+
+
+# ── stop ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_request_to_stop_lies_beside_the_trial(standing: Standing) -> None:
+    assert taken([Stop(standing.trial)], standing)[0].outcome == "done"
+    request = parsed(Beside.at(standing.trial).read(STOP))
+    assert standing.findings[0].code in request.why
+
+
+def test_whatever_lies_there_is_a_request() -> None:
+    assert [parsed(text).why for text in (None, b"", b"[]", b"\xff", b"[" * 5000, b'{"why": 3}')] == [
+        ""
+    ] * 5 + ["3"]
+
+
+def test_a_training_under_smdebug_cannot_be_asked(tmp_path: Path) -> None:
+    (tmp_path / "collections").mkdir()
+    with pytest.raises(ActionError, match="does not hear us"):
+        Stop(str(tmp_path)).do(notice())
+
+
+# ── command ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_command_is_given_the_verdict_on_its_stdin(standing: Standing, tmp_path: Path) -> None:
+    assert taken([Command(f"cat > {tmp_path}/got.json")], standing)[0].outcome == "done"
+    said = json.loads((tmp_path / "got.json").read_text())
+    jsonschema.validate(said | {"actions": []}, SCHEMA)
+    assert said["verdict"] == "poor"
+
+
+def test_a_command_that_reads_nothing_is_content() -> None:
+    assert Command("true").do(notice("x" * 10_000_000)) == "the command ended with code 0"
+
+
+def test_a_command_that_fails_says_with_which_code() -> None:
+    with pytest.raises(ActionError) as raised:
+        Command("exit 7").do(notice())
+    assert raised.value.got == "exit code 7"
+
+
+def test_a_command_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    line = f'({sys.executable} -c \'import time; time.sleep(1); open("{tmp_path}/late", "w")\' & wait)'
+    with pytest.raises(ActionError) as raised:
+        Command(line, seconds=0.3).do(notice())
+    assert "still running" in raised.value.got
+    time.sleep(1.5)
+    assert not (tmp_path / "late").exists()
+
+
+# ── webhook ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_webhook_signs_its_body_and_the_secret_appears_nowhere(standing: Standing) -> None:
+    with receiver() as server:
+        hook = Webhook(f"{server.url}/{SECRET}", SECRET)
+        done = taken([hook], standing)
+        headers, body = server.got[0]
+    stamp = headers["x-fanin-timestamp"].encode()
+    expected = hmac.new(SECRET.encode(), stamp + b"." + body, sha256).hexdigest()
+    assert headers["x-fanin-signature"] == f"sha256={expected}"
+    assert json.loads(body)["verdict"] == "poor"
+    beside = b"".join(path.read_bytes() for path in Path(standing.trial).glob("_*"))
+    assert SECRET not in repr(done) + hook.name + body.decode() + beside.decode()
+
+
+def test_a_bearer_is_sent_as_it_is() -> None:
+    with receiver() as server:
+        Webhook(server.url, SECRET, "bearer").do(notice())
+        assert server.got[0][0]["authorization"] == f"Bearer {SECRET}"
+
+
+def test_a_webhook_tries_again_with_growing_pauses_where_that_may_help() -> None:
+    waits: list[float] = []
+    with receiver(503, 429, 200) as server:
+        said = Webhook(server.url, sleep=waits.append).do(notice())
+        assert len(server.got) == 3
+    assert "try 3" in said
+    assert 0.5 <= waits[0] <= 1.5 < 2.0 <= waits[1] <= 6.0
+
+
+@pytest.mark.parametrize("answer", [400, 401, 404, 302])
+def test_a_webhook_that_is_refused_or_sent_elsewhere_is_not_tried_again(answer: int) -> None:
+    with receiver(answer) as server:
+        with pytest.raises(ActionError) as raised:
+            Webhook(f"{server.url}/{SECRET}", SECRET, sleep=lambda _: None).do(notice())
+        assert len(server.got) == 1
+    assert raised.value.got == f"answer {answer}"
+    assert SECRET not in str(raised.value)
+
+
+def test_a_webhook_that_nobody_answers_gives_up_after_four_tries() -> None:
+    waits: list[float] = []
+    with receiver() as server:
+        url = f"{server.url}/{SECRET}"
+    with pytest.raises(ActionError) as raised:
+        Webhook(url, SECRET, sleep=waits.append).do(notice())
+    assert len(waits) == 3
+    assert "ConnectionRefusedError" in raised.value.got
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "host/path", "ftp://host", "file:///etc/passwd", "https://", "http://a:b"]
+)
+def test_what_is_no_address_of_a_webhook_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(UsageError, match="no address of a webhook"):
+        Webhook(url)
+
+
+# ── message ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@with_apprise
+def test_a_message_is_sent_by_apprise(standing: Standing) -> None:
+    pytest.importorskip("apprise", reason="needs the extra notify")
+    with receiver() as server:
+        done = taken([Message(f"{server.url.replace('http', 'json')}/{SECRET}")], standing)
+        said = json.loads(server.got[0][1])
+    assert done[0].outcome == "done"
+    assert standing.findings[0].code in said["title"] + said["message"]
+    assert SECRET not in repr(done)
+
+
+@with_apprise
+def test_a_message_that_is_not_taken_fails() -> None:
+    pytest.importorskip("apprise", reason="needs the extra notify")
+    with receiver(500) as server, pytest.raises(ActionError, match="not sent"):
+        Message(server.url.replace("http", "json")).do(notice())
+
+
+@with_apprise
+def test_an_address_that_apprise_does_not_know_is_refused_without_showing_it() -> None:
+    pytest.importorskip("apprise", reason="needs the extra notify")
+    with pytest.raises(UsageError) as raised:
+        Message(f"nonesuch://{SECRET}")
+    assert SECRET not in str(raised.value)
+
+
+def test_without_apprise_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    with pytest.raises(UsageError) as raised:
+        Message("json://localhost")
+    assert "fanin[notify]" in raised.value.next_step
+
+
+# ── the original's actions ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_stop_training_is_ours_and_what_nobody_can_send_is_said() -> None:
+    wanted = parse_actions(
+        [
+            {"name": "StopTraining", "parameters": {"training_job_prefix": "job"}},
+            {"name": "email", "parameters": {"endpoint": "me@example.com"}},
+            {"name": "sms", "parameters": {"endpoint": "+49"}},
+        ]
+    )
+    found = mapped(wanted, "runs/exp1", {})
+    assert [type(action) for action in found.actions] == [Stop]
+    assert [("training_job_prefix" in n, "FANIN_EMAIL" in n, "FANIN_SMS" in n) for n in found.notes] == [
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]
+
+
+@with_apprise
+def test_an_email_goes_through_the_address_in_the_environment() -> None:
+    pytest.importorskip("apprise", reason="needs the extra notify")
+    wanted = parse_actions('{"name": "email", "parameters": {"endpoint": "me@example.com"}}')
+    found = mapped(wanted, "runs/exp1", {"FANIN_EMAIL": "mailtos://user:word@example.com?to={endpoint}"})
+    assert [action.target for action in found.actions] == [
+        "mailtos://user:word@example.com?to=me@example.com"
+    ]
+    assert found.notes == ()
