@@ -28,7 +28,7 @@ OURS = re.compile(r"_beat-w\d{5,}|_stop\.json|_status\.json|_done-[0-9a-f]{16}(-
 """Everything that lies beside the parts."""
 
 LARGEST = 2**16
-"""Bytes of such a file; a longer one is not ours. A status with 500 findings has 40,000."""
+"""Bytes of such a file; a longer one is not ours: a status leaves findings out that do not fit."""
 
 
 def beat_name(worker: int) -> str:
@@ -41,8 +41,8 @@ def beat_name(worker: int) -> str:
 
 
 SETTLING_S = 2.5
-"""Seconds from a claim in an object store to the look at who was first. Its clock counts whole seconds (HTTP dates),
-and a small object is put in 0.1 s: who comes later than this is at least one of its seconds younger."""
+"""Seconds from a claim in an object store to the look at who was first. Its clock counts whole seconds (HTTP dates):
+who comes later than this is at least one of its seconds younger, if an object is put within 1.5."""
 
 
 @dataclass(frozen=True, slots=True)

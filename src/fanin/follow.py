@@ -28,7 +28,7 @@ POLL_S = 0.1
 """Seconds between two looks at a local disk: a listing takes 0.2 ms."""
 
 REMOTE_POLL_S = 0.5
-"""The same for an object store, which is paid by the request and answers in 20 to 100 ms."""
+"""The same for an object store, which is paid by the request: with it a verdict may come a second after its step."""
 
 PATIENCE_S = 5.0
 """How long a trial may be unreadable before that is its state: copies (rsync, `aws s3 sync`) are whole after a while,

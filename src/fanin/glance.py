@@ -16,7 +16,7 @@ from fanin.stores.parquet.directory import PART
 
 BEATING_S = 20.0
 """Seconds without a new beat after which a training is dead: 20 beats. A process that is stopped, or a disk that hangs,
-for less is slow; on two cores with eight busy processes the longest gap was below 3 s."""
+for less is only slow."""
 
 IDLE_S = 600.0
 """The same where nobody beats (trials of SageMaker Debugger, of an older fanin): since the newest file. Its default

@@ -26,8 +26,8 @@ EVERY_S = 1.0
 """Seconds from one beat to the next: a request is heard within two, and an object store is asked 60 times a minute."""
 
 LISTEN_S = 600.0
-"""Seconds for which a training listens once its steps are captured. A follower judges 10 steps of 1,000 layers within
-one minute on a busy core; a training of days need not ask an object store all the while."""
+"""Seconds for which a training listens once its steps are captured. A follower reads and judges 10 steps of 1,000
+layers in 8 s (`benchmarks/judging.py`); a training of days need not ask an object store all the while."""
 
 LAST_S = 1.0
 """How long the end of a training waits for this thread."""

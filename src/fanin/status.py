@@ -28,7 +28,7 @@ SCHEMA_VERSION = "1"
 """Grows when a field changes its meaning or goes; a new field leaves it."""
 
 MOST_FINDINGS = 100
-"""Findings in the file, which is small: 100 take 15 kB. The report has all of them."""
+"""Findings in the file, which is to stay small. The report has all of them."""
 
 
 class Status(StrEnum):
