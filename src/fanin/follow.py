@@ -25,7 +25,7 @@ from fanin.stores.place import shown
 from fanin.trial import Trial
 
 POLL_S = 0.1
-"""Seconds between two looks at a local disk: a listing takes 0.2 ms."""
+"""Seconds between two looks at a local disk: to list 20 files takes 0.06 ms."""
 
 REMOTE_POLL_S = 0.5
 """The same for an object store, which is paid by the request: with it a verdict may come a second after its step."""
