@@ -133,7 +133,7 @@ STARTS: dict[str, tuple[Any, str]] = {
     "rules are loaded": (capture, "load_rules"),
     "needs are gathered": (capture, "needs"),
     "the run is described": (capture, "about"),
-    "the optimizer is described": (capture, "_brief"),
+    "the optimizer is described": (capture, "brief"),
     "the trial is begun": (capture, "_begun"),
     "the model is unwrapped": (watching, "unwrapped"),
     "the model is read": (tracing.Tracer, "parameters"),
