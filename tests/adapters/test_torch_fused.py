@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from test_torch_statistics import SHAPES, VALUES, normal, require_same, wide
-from test_torch_waiting import STEPS, Taken, same
+from test_torch_waiting import STEPS, Taken, let_go, same  # noqa: F401  # a fixture
 from torch import Tensor
 
 from fanin import summary as reference

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -32,6 +33,14 @@ WAITS = (
 """Methods of a tensor that would wait for the device that holds it."""
 
 STEPS = 8
+
+
+@pytest.fixture(autouse=True)
+def let_go() -> Iterator[None]:
+    """Take every watch away, whose tests end in the midst of one."""
+    yield
+    while Taken.made:
+        Taken.made.pop().watching._let_go()
 
 
 @pytest.fixture
@@ -90,6 +99,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 class Taken:
     """A training that is watched, and the steps that came of it."""
 
+    made: ClassVar[list[Taken]] = []
+
     def __init__(self, steps: int = STEPS) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 3))
@@ -97,6 +108,7 @@ class Taken:
         self.steps: list[Step] = []
         plan = WatchPlan(needs(load_rules()), steps, lambda step, _: self.steps.append(step), "raise", 0, 16)
         self.watching = TorchWatching(self.model, plan)
+        self.made.append(self)
 
     def step(self) -> None:
         self.optimizer.zero_grad()
