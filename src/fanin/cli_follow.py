@@ -369,7 +369,7 @@ def exit_code(look: Look, exits: dict[str, int]) -> int:
     """Of the last look, as `judge` would end; a timeout or a trial that cannot be read have codes of their own.
 
     Args:
-        look: The last one.
+        look: The last one; what a dead writer has left is no clean bill.
         exits: Verdict -> code.
     """
     from fanin.status import Ended, Status
@@ -378,8 +378,10 @@ def exit_code(look: Look, exits: dict[str, int]) -> int:
         return exits["poor"]
     if look.standing.ended is Ended.TIMED_OUT:
         return TIMED_OUT
-    if look.report is None:
+    if look.report is None or look.standing.ended is Ended.BROKEN:
         return BROKEN
+    if look.standing.ended is Ended.WRITER_DEAD:
+        return exits["undecided"]
     return exits[look.report.verdict.value]
 
 

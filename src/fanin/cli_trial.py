@@ -44,10 +44,11 @@ def ls(place: str, no_verdict: bool) -> None:
     """
     from fanin.output import Output
     from fanin.shelf import kept
+    from fanin.stores.place import shown
 
     found = [_line(one, no_verdict) for one in kept(place)]
     out = Output()
-    out.write(out.table(found) if found else f"no trials under {place}")
+    out.write(out.table(found) if found else f"no trials under {shown(place)}")
 
 
 def _line(one: Kept, no_verdict: bool) -> tuple[str, str, str]:
@@ -189,14 +190,15 @@ def rm(uri: str, yes: bool) -> None:
 def _ask(uri: str) -> None:
     """Go on only where somebody says so."""
     from fanin.errors import UsageError
+    from fanin.stores.place import shown
 
     if not on_terminal():
         raise UsageError(
             "nothing was removed: nobody can be asked without a terminal",
-            where=uri,
+            where=shown(uri),
             next_step="pass --yes to remove it without asking",
         )
-    if not click.confirm(f"Remove the trial {uri}?", err=True):
+    if not click.confirm(f"Remove the trial {shown(uri)}?", err=True):
         raise click.UsageError("nothing was removed.")
 
 

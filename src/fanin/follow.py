@@ -129,8 +129,11 @@ class _Follower:
         now = time.monotonic()
         self._error = error
         self._failing_since = now if self._failing_since is None else self._failing_since
-        if now - self._failing_since > PATIENCE_S:
-            self._ended = Ended.BROKEN
+        lasted = now - self._failing_since > PATIENCE_S
+        if (
+            self._ended is not Ended.TIMED_OUT
+        ):  # a writer that is dead, too, may have left what is whole in a moment
+            self._ended = Ended.BROKEN if lasted else Ended.NOT
         return self.is_over
 
     def look(self) -> Look:

@@ -118,10 +118,21 @@ class Pulse:
             self._beating = False
 
     def _listen(self, beside: Beside) -> None:
-        if not beside.has(STOP):
+        if not beside.has(STOP) or not self._is_of_this_run(beside):
             return
-        self.request = parsed(beside.read(STOP))
-        self._heard(self.request)
+        request = parsed(beside.read(STOP))
+        if self._closed:  # while it was read: what runs now is no longer this training
+            return
+        self.request = request
+        self._heard(request)
+
+    def _is_of_this_run(self, beside: Beside) -> bool:
+        """Whether what lies there is younger than the first part of this run: an earlier one may have left its own."""
+        ages = {info.base_name: info.mtime_ns or 0 for info in beside.files()}
+        first = f"part-w{self._worker:05d}-000000"
+        return ages.get(STOP, 0) >= max(
+            (age for name, age in ages.items() if name.startswith(first)), default=0
+        )
 
 
 def parsed(text: bytes | None) -> Request:

@@ -153,9 +153,34 @@ def _names(address: Address) -> frozenset[str]:
     )
 
 
+MOST_CONNECTIONS = 64
+"""At once; each takes a thread. A browser keeps up to six open to one server."""
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     page: LivePage
+
+    def __init__(self, *address: Any) -> None:
+        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        super().__init__(*address)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Refuse at once what there is no room for."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Make room when it is over."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: the terminal belongs to the verdict, and a browser may go at any moment."""
 
 
 class _Server6(_Server):
@@ -186,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version, sys_version = "fanin", ""
     protocol_version = "HTTP/1.1"
-    timeout = 3600.0  # a browser that is asleep must not keep a thread for ever
+    timeout = 30.0  # a browser that is asleep must not keep a thread for ever; it comes again
 
     def do_GET(self) -> None:  # the standard library's name
         """The page, or the events that say that it is another one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from fanin.stores.place import below, reaching, shown
 from fanin.stores.smdebug import is_smdebug
 from fanin.stores.smdebug.archive import Archive
 from fanin.trial import Trial
+
+STOPPED = re.compile(r"\.stopped-w\d{5,}")
+"""The mark that SIGTERM leaves, see `stores/parquet/stopping.py`."""
 
 DEEPEST = 6
 """Directories down to which trials are looked for: enough for `runs/project/experiment/date/rank`."""
@@ -170,5 +174,7 @@ def _listed(directory: Directory) -> list[str]:
 
 
 def _is_left_over(name: str) -> bool:
-    """What a writer that was killed left of a part, and what lies beside the parts."""
-    return (name.startswith((".part-w", "._")) and name.endswith(".tmp")) or OURS.fullmatch(name) is not None
+    """What a writer that was killed left of a part, and what lies beside the parts: the mark of one that was stopped
+    would say of the next trial here that it is complete."""
+    unfinished = name.startswith((".part-w", "._")) and name.endswith(".tmp")
+    return unfinished or any(known.fullmatch(name) for known in (OURS, STOPPED))

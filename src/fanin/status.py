@@ -103,13 +103,14 @@ class Standing:
 
 
 def status_of(diagnosis: Diagnosis | None, ended: Ended) -> Status:
-    """The word for a verdict. The original has none for undecided: at the end that is an error, and no silent pass."""
+    """The word for a verdict. The original has none for undecided: at the end that is an error, and no silent pass.
+    Nor is one what a dead writer has left: the steps that were to come might have shown more."""
     verdict = diagnosis.verdict if diagnosis else None
     if verdict is Verdict.POOR:
         return Status.ISSUES_FOUND
     if ended is Ended.NOT:
         return Status.IN_PROGRESS
-    over = ended in (Ended.DECIDED, Ended.TRIAL_ENDED, Ended.WRITER_DEAD)
+    over = ended in (Ended.DECIDED, Ended.TRIAL_ENDED)
     return Status.NO_ISSUES_FOUND if over and verdict is Verdict.HEALTHY else Status.ERROR
 
 

@@ -95,7 +95,15 @@ def test_a_writer_whose_beat_stands_still_is_dead_and_what_it_wrote_is_judged(pl
     growing.step(0)
     Beside.at(growing.uri).write(beat_name(0), b"{}")
     end = last(growing.uri, Following(timeout=60.0, dead_after=0.5)).standing
-    assert (end.ended, end.status, end.steps) == (Ended.WRITER_DEAD, Status.NO_ISSUES_FOUND, 1)
+    assert (end.ended, end.status, end.steps) == (Ended.WRITER_DEAD, Status.ERROR, 1)
+
+
+def test_what_cannot_be_read_is_no_clean_bill_when_its_writer_is_dead(place: Path) -> None:
+    growing = Growing(place, healthy())
+    growing.step(0)
+    (place / "part-w00000-000003.parquet").write_bytes(b"spoiled")
+    end = last(growing.uri, Following(timeout=60.0, dead_after=0.5)).standing
+    assert (end.ended, end.status) == (Ended.BROKEN, Status.ERROR)
 
 
 def test_a_slow_writer_that_beats_is_alive(place: Path) -> None:

@@ -145,6 +145,41 @@ def test_terminate_sends_sigterm_to_the_process(place: Path) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_request_to_an_earlier_training_at_this_place_is_none_to_the_next(place: Path) -> None:
+    place.mkdir()
+    Beside.at(str(place)).write(STOP, WHY)
+    os.utime(place / STOP, (time.time() - 60,) * 2)
+    model = net()
+    with observe(model, trial=place, steps=2) as seen:
+        assert soon((place / beat_name(0)).exists)
+        first = (place / beat_name(0)).read_bytes()
+        assert soon(lambda: (place / beat_name(0)).read_bytes() != first), "so it has listened"
+        assert not seen.should_stop
+        assert len(train(model, 3)) == 3
+
+
+def test_a_request_that_is_read_when_the_training_is_over_is_not_heard(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, free, heard = threading.Event(), threading.Event(), list[Request]()
+    read = Beside.read
+
+    def slowly(self: Beside, name: str) -> bytes | None:
+        reading.set()
+        free.wait(20)
+        return read(self, name)
+
+    monkeypatch.setattr(Beside, "read", slowly)
+    place.mkdir()
+    pulse = Pulse(str(place), 0, heard.append)
+    asked(place)
+    assert reading.wait(20)
+    pulse.leave()
+    free.set()
+    assert soon(lambda: not pulse._thread.is_alive())
+    assert heard == []
+
+
 def test_a_way_to_stop_that_there_is_not_is_refused() -> None:
     with pytest.raises(UsageError) as raised:
         watch(net(), on_stop="explode")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import signal
 import threading
@@ -230,6 +231,22 @@ def test_what_is_acknowledged_is_there_after_a_fault(
     writer.close()
     assert load_trial(bucket_uri).complete
     assert spills(tmp_path) == []
+
+
+def test_a_large_file_of_which_a_piece_is_refused_does_not_appear(proxy: s3.Proxy, bucket_uri: str) -> None:
+    store = s3_filesystem()
+    directory = Directory.at(bucket_uri)
+    data = bytes(25 * 2**20)
+    proxy.faults = [lambda handler: "partNumber=2" in handler.path and s3.throttle(handler)]
+    with pytest.raises(OSError, match=r"SlowDown|SLOW_DOWN|reduce|503"):
+        directory.publish("part-w00000-000001-0123abcd.parquet", data)
+    gc.collect()
+    assert names(bucket_uri) == []
+    proxy.reset()
+    directory.publish("part-w00000-000001-0123abcd.parquet", data)
+    assert names(bucket_uri) == ["part-w00000-000001-0123abcd.parquet"]
+    (info,) = store.get_file_info([f"{directory.path}/part-w00000-000001-0123abcd.parquet"])
+    assert info.size == len(data)
 
 
 def test_a_fault_while_the_place_is_claimed_leaves_no_claim(proxy: s3.Proxy, bucket_uri: str) -> None:

@@ -43,9 +43,11 @@ def open_store(uri: str | os.PathLike[str]) -> Store:
     found = SCHEME.match(address)
     scheme = found[1].lower() if found else ""
     if scheme not in STORES:
+        from fanin.stores.place import shown
+
         raise UsageError(
             "trials are not kept at this kind of address",
-            got=address,
+            got=shown(address),
             expected=ADDRESSES,
             next_step="write to a local directory and copy it from there",
         )

@@ -69,7 +69,10 @@ def shown(uri: str) -> str:
     >>> shown("s3://key:secret@bucket/job?scheme=http")
     's3://bucket/job'
     """
-    return re.sub(r"(?<=://)[^/@]*@", "", uri).split("?")[0] if "://" in uri else uri
+    if "://" not in uri:
+        return uri
+    # A secret may hold a slash that nobody has escaped.
+    return re.sub(r"(?<=://)(?:[^/@]*|[^/?]*:[^?]*)@", "", uri).split("?")[0]
 
 
 def below(uri: str, name: str) -> str:
@@ -151,13 +154,19 @@ def _s3(uri: str, attempts: int) -> tuple[FileSystem, str]:
     """Read here and not by Arrow, which knows no limit of time in an address, and asks Amazon for the bucket's region
     where the address has options and none of that name. Names of objects are taken as they stand."""
     address, _, query = uri[len("s3://") :].partition("?")
-    keys, _, path = address.rpartition("@") if "@" in address.split("/")[0] else ("", "", address)
+    host, slash, rest = address.partition("/")
+    if ":" in host and "@" not in host:
+        raise ValueError("a slash in a secret is written %2F")
+    keys, _, bucket = host.rpartition("@")
+    path = bucket + slash + rest
     options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise ValueError(f"the option {unknown[0]!r} is none of {', '.join(OPTIONS)}")
     path = path.strip("/")
     if not path:
         raise ValueError("it names no bucket")
+    if "" in path.split("/"):
+        raise ValueError("there is no name between two of its slashes")
     if keys:
         key, _, secret = keys.partition(":")
         options |= {"access_key": unquote(key), "secret_key": unquote(secret)}

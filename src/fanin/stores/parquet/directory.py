@@ -6,12 +6,12 @@ share the code. What differs is how a place is claimed and how a file appears:
 A local disk has names that only one can take (a hard link) and renames: of two who begin as one worker exactly one gets
 part 0, and a part appears whole, after it has reached the disk.
 
-An object store, by pyarrow, has neither. A file appears whole there as well, since it is put by one request, or by a
-last one that joins its pieces. Nobody overwrites what another has put, whatever a listing says or lacks, since the
-parts of a writer bear its claim: a random word in their names. Who claims a place puts part 0 and looks afterwards:
-whoever finds another's beside it withdraws. Where listings show what was put before them, as those of S3 do since
-December 2020, the later of two sees the earlier, so at most one goes on; it may be none. Where listings lag both may
-go on, nothing is lost, and whoever reads the trial is told of both.
+An object store, by pyarrow, has neither. A file appears whole there as well, since it is put by one request, or, a
+large one, put under a hidden name and copied. Nobody overwrites what another has put, whatever a listing says or lacks,
+since the parts of a writer bear its claim: a random word in their names. Who claims a place puts part 0 and looks
+afterwards: whoever finds another's beside it withdraws. Where listings show what was put before them, as those of S3 do
+since December 2020, the later of two sees the earlier, so at most one goes on; it may be none. Where listings lag both
+may go on, nothing is lost, and whoever reads the trial is told of both.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from fanin.stores.place import ATTEMPTS, filesystem_at, is_object_store
 
 LARGEST = 4 * 2**30
 """Bytes of a part. 10 steps of a model with 10,000 layers, written as one part, take a tenth of it."""
+
+ONE_PIECE = 2**23
+"""Bytes from which a file may go to an object store in more than one request: Arrow sends pieces of 10 MiB."""
 
 PART = re.compile(r"part-w(\d{5,})-(\d{6,})(?:-([0-9a-f]{8}))?\.parquet")
 
@@ -149,8 +152,22 @@ class Directory:
         if self.is_local:
             _publish_locally(self.path, name, data)
             return
-        # Not `with`, which after a fault would close the stream, and so put what it has got of the file.
-        stream = self.filesystem.open_output_stream(f"{self.path}/{name}")
+        # A large file goes up in pieces, and Arrow, however a stream ends, puts those it has got: under another name.
+        path = f"{self.path}/{name}"
+        put = path if len(data) < ONE_PIECE else f"{self.path}/.{name}.{secrets.token_hex(4)}.tmp"
+        try:
+            self._put(put, data)
+            if put != path:
+                self.filesystem.move(put, path)
+        except OSError:
+            if put != path:
+                with suppress(OSError):
+                    self.filesystem.delete_file(put)
+            raise
+
+    def _put(self, path: str, data: bytes) -> None:
+        # Not `with`, which after a fault would close the stream, and so put what it has got of a small file too.
+        stream = self.filesystem.open_output_stream(path)
         stream.write(data)
         stream.close()
 
