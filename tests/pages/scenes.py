@@ -5,10 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from pages.blocks import ROOT
-from stores.smdebug_writer import TrialWriter
+from stores.smdebug_trial import unlike_scales
 
 MODEL = '''
 import torch
@@ -90,17 +88,7 @@ def debugger(folder: Path) -> str:
 
 def debugger_trial(folder: Path) -> Path:
     """Ten steps as SageMaker Debugger writes them."""
-    rng = np.random.default_rng(0)
-    writer = TrialWriter(folder).collections()
-    for step in range(10):
-        tensors = {
-            "relu_input_0": rng.normal(size=1000),
-            "fc2.relu_input_0": 4 * rng.normal(size=1000),
-            "gradient/Net_fc.weight": rng.normal(size=(10, 10)),
-            "loss_output_0": 1.0 - 0.05 * step,
-        }
-        writer.step(step, tensors)
-    return writer.end().folder
+    return unlike_scales(folder)
 
 
 SCENES = {"README.md": readme, "docs/schemas.md": schemas, "docs/guides/debugger.md": debugger}

@@ -36,3 +36,18 @@ def ten_steps(folder: Path) -> Path:
         writer.step(step, pytorch(step))
     writer.end()
     return folder
+
+
+def unlike_scales(folder: Path) -> Path:
+    """A complete trial of ten steps that the documented rule finds poor: two variances that differ 16 times."""
+    rng = np.random.default_rng(0)
+    writer = TrialWriter(folder).collections()
+    for step in range(10):
+        tensors = {
+            "relu_input_0": rng.normal(size=1000),
+            "fc2.relu_input_0": 4 * rng.normal(size=1000),
+            "gradient/Net_fc.weight": rng.normal(size=(10, 10)),
+            "loss_output_0": 1.0 - 0.05 * step,
+        }
+        writer.step(step, tensors)
+    return writer.end().folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pyarrow import fs
 
@@ -18,23 +17,14 @@ from fanin.sagemaker import PoorWeightInitialization as InvokedRule
 from fanin.stores import open_store
 from fanin.stores.place import s3_filesystem
 
+from .smdebug_trial import unlike_scales
 from .smdebug_writer import TrialWriter
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A poor trial, on the local disk."""
-    rng = np.random.default_rng(0)
-    writer = TrialWriter(tmp_path / "trial").collections()
-    for step in range(10):
-        tensors = {
-            "relu_input_0": rng.normal(size=1000),
-            "fc2.relu_input_0": 4 * rng.normal(size=1000),
-            "gradient/Net_fc.weight": rng.normal(size=(10, 10)),
-            "loss_output_0": 1.0 - 0.05 * step,
-        }
-        writer.step(step, tensors)
-    return writer.end().folder
+    return unlike_scales(tmp_path / "trial")
 
 
 @pytest.fixture
