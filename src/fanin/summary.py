@@ -98,13 +98,16 @@ class Histogram:
     def of_counts(cls, counts: Ints, stride: int = 1) -> Histogram:
         """From dense counts [2 * BINS_PER_SIGN], indexed by the raw upper bits (sign bit on top); with a stride of
         s only every s-th value was counted."""
-        below, above = counts[BINS_PER_SIGN:][:FIRST_NON_FINITE_BIN], counts[:FIRST_NON_FINITE_BIN]
-        # Of negative values those with larger bits are the smaller ones.
         # Of a mask, since most bins are empty: numbers take five times as long.
-        negative, positive = np.flatnonzero(below != 0)[::-1], np.flatnonzero(above != 0)
-        looked_at = np.concatenate([below[negative], above[positive]]).astype(np.int64)
+        occupied = np.flatnonzero(counts != 0)
+        occupied = occupied[occupied % BINS_PER_SIGN < FIRST_NON_FINITE_BIN]
+        negatives = int(np.searchsorted(occupied, BINS_PER_SIGN))
+        positive, negative = occupied[:negatives], occupied[negatives:][::-1]
+        # Of negative values those with larger bits are the smaller ones.
+        looked_at = counts[np.concatenate([negative, positive])].astype(np.int64)
         variance = float(looked_at.sum()) * stride**2 if stride > 1 else 0.0
-        return cls(np.concatenate([-1 - negative, positive]), looked_at * stride, variance)
+        bins = np.concatenate([BINS_PER_SIGN - 1 - negative, positive])
+        return cls(bins, looked_at * stride, variance)
 
     def merge(self, other: Histogram) -> Histogram:
         """The histogram of both sets."""

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fanin import onepass
 from fanin import summary as reference
 from fanin.adapters.torch import statistics
 from fanin.adapters.torch.quick import EXACT_IN_FLOAT32, SPREAD_SHARE, quick
@@ -32,6 +33,9 @@ QUICK = 4 * 64 * 2.0**-24
 EXACT_SIZE = 2**14
 """Up to which the short way counts every value in its histogram; the general way always does."""
 
+ONCE_BLOCK, ONCE_RUN = 2048, 256
+"""Values that the library in C adds up at a time, and how often it rounds meanwhile: 2048 / 16 and the 16 sums."""
+
 WEIGHT = 1.5
 """Largest weight of a projection."""
 
@@ -49,6 +53,9 @@ WEIGHT = 1.5
 # The short way for float32 adds up in float32, over pieces of 2^17, in 32 lanes or more of 2^12 terms. Roundings of
 # either sign grow with the root of their number, 64 u: four times that, of Σ|x| / n and of Σx². M2 is Σx² less the
 # square of the mean as long as it is a tenth of that, so of a unit's M2 it may be ten times as much.
+#
+# The library in C adds up d = x - x(1) in float64. Σd² is at most 2 Σx² + 2 n x(1)² <= 2 (1 + n) Σx², twice for the
+# square of Σd that is taken from it, and is rounded once for every block and 256 times within one.
 
 
 def bounded(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -146,8 +153,11 @@ def require_reference(tensor: Tensor, offset: int = 0) -> None:
 
 def rounding_of(tensor: Tensor) -> float:
     """Of the short way, where it may have been taken."""
-    short = statistics.quick is quick and tensor.dtype in EXACT_IN_FLOAT32 and tensor.numel() > 0
-    return QUICK if short else 0.0
+    quickly = statistics.quick is quick and tensor.dtype in EXACT_IN_FLOAT32 and tensor.numel() > 0
+    if quickly and onepass.is_here():
+        n = tensor.numel()
+        return 4 * (1 + n) * (n / ONCE_BLOCK + ONCE_RUN) * U
+    return QUICK if quickly else 0.0
 
 
 @pytest.fixture(autouse=True)
@@ -155,12 +165,17 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-WAYS = ["cpu", "short", "accelerator"]
-"""The ways to compute: in pieces, the short one for plain float32, and the one that never waits for the device."""
+WAYS = ["cpu", "short", "once", "accelerator"]
+"""The ways to compute: in pieces, the short one for plain float32, the library in C, and the one that never waits for
+the device."""
 
 
 def take(way: str, patch: pytest.MonkeyPatch) -> None:
-    if way != "short":
+    if way == "once" and not onepass.is_here():
+        pytest.skip("the library in C is not built")
+    if way == "short":
+        patch.setattr(onepass, "is_here", lambda: False)
+    elif way != "once":
         patch.setattr(statistics, "quick", lambda *call: None)
     if way == "accelerator":
         patch.setattr(statistics, "on_cpu", lambda tensor: False)

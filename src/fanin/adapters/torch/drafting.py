@@ -9,7 +9,6 @@ from math import isfinite
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from fanin.adapters.torch import statistics
 from fanin.adapters.torch.sharding import Place, local, place_of
@@ -135,14 +134,10 @@ def _has_no_values(tensor: Tensor) -> bool:
     return tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
-def _aliased(tensor: Tensor) -> Tensor:
-    """The same memory in a storage of its own. What NumPy has looked into cannot be resized any more, and the user's
-    tensors must stay as they are: `fully_shard` frees parameters by resizing them."""
-    plain = tensor.detach()
-    ordinary = type(plain) is Tensor and plain.layout is torch.strided and plain.device.type == "cpu"
-    if not ordinary or plain.dtype is not torch.float32:
-        return plain  # which NumPy is not asked about
-    return from_dlpack(to_dlpack(plain.resolve_neg()))  # by a capsule: a fifth of the time
+def _may_wait(value: Tensor, axis: int | None) -> bool:
+    if statistics.on_cpu(value):
+        return not value.is_inference()  # which does not tell when it is written to
+    return axis is None and statistics.is_fused(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +147,26 @@ class Waiting:
     tensor: Tensor
     version: int
     histogram: bool
+    axis: int | None
+    offset: int
+    fingerprint: bool
     results: list[Measurement | TensorSummary]
+
+    def look(self) -> None:
+        """At it alone."""
+        self.results.append(
+            _found(self.tensor, self.histogram, self.axis, self.offset, self.fingerprint)
+        )
+
+
+def _found(
+    value: Tensor, histogram: bool, axis: int | None, offset: int, fingerprint: bool
+) -> Measurement | TensorSummary:
+    """On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form."""
+    look = summarize if statistics.on_cpu(value) else measure
+    return look(
+        value, histogram=histogram, unit_axis=axis, offset=offset, fingerprint=fingerprint
+    )
 
 
 @dataclass(slots=True)
@@ -232,26 +246,19 @@ class Draft:
     def _look(
         self, role: Role, value: Tensor, place: Place, detail: Detail, axis: int | None, stays: bool
     ) -> list[Measurement | TensorSummary]:
-        if stays and axis is None and statistics.is_fused(value):
-            one = Waiting(value, value._version, detail.histogram, [])
-            self._waiting.append(one)
-            return one.results
         start = place.position(tuple(value.shape), axis) if axis is not None else 0
-        seen, value = value, _aliased(value)
-        # On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form.
-        look = summarize if statistics.on_cpu(value) else measure
-        results: list[Measurement | TensorSummary] = [
-            look(
-                part,
-                histogram=detail.histogram,
-                unit_axis=axis,
-                offset=offset + (start or 0),
-                fingerprint=role not in OF_EXAMPLES and start is not None,
-            )
+        fingerprint = role not in OF_EXAMPLES and start is not None
+        results: list[Measurement | TensorSummary] = []
+        if stays and _may_wait(value, axis):
+            known = value, value._version, detail.histogram, axis, start or 0, fingerprint
+            self._waiting.append(Waiting(*known, results))
+            return results
+        results += (
+            _found(part, detail.histogram, axis, offset + (start or 0), fingerprint)
             for part, offset in self._parts(role, value, axis)
-        ]
-        if role in LOOKED_AT_TWICE and not seen.is_inference():
-            self._recent.append(Known(seen, seen._version, detail.histogram, axis, results))
+        )
+        if role in LOOKED_AT_TWICE and not value.is_inference():
+            self._recent.append(Known(value, value._version, detail.histogram, axis, results))
         return results
 
     def _parts(self, role: Role, value: Tensor, axis: int | None) -> list[tuple[Tensor, int]]:
@@ -291,7 +298,8 @@ class Draft:
         return (next(read_now) if isinstance(r, Measurement) else r for r in known)
 
     def gather(self) -> bool:
-        """Look at what waits, in one launch for each kind of it.
+        """Look at what waits: in one launch for each kind of it, or on a CPU at one after the other, with code and
+        tables in the cache. Between the matrix products of a backward pass each look took three times as long.
 
         Returns:
             Whether all of it was as it had been. What somebody has written to since is not recorded, rather than wrong.
@@ -302,8 +310,13 @@ class Draft:
             lost = [key for key, seen in self._seen.items() if any(seen.results is one for one in written)]
             for key in lost:
                 del self._seen[key]
+        for one in waiting:
+            if statistics.on_cpu(one.tensor):
+                one.look()
         for histogram in (False, True):
-            these = [one for one in waiting if one.histogram is histogram]
+            these = [
+                one for one in waiting if one.histogram is histogram and not statistics.on_cpu(one.tensor)
+            ]
             found = measure_all([one.tensor for one in these], histogram) if these else []
             for one, measurement in zip(these, found, strict=True):
                 one.results.append(measurement)

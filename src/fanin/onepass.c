@@ -1,0 +1,284 @@
+/* All that a summary holds of a tensor, from one read of it on the CPU: moments, extremes, zeros, and the histogram of
+ * the upper bits of a sample. `fanin.onepass` calls it; `fanin.summary` explains what the numbers mean.
+ *
+ * Sums run in float64, in which the square of a float32 is exact, of deviations from the first value (shifted data;
+ * Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", section 3): what cancels in
+ * M2 = S(d^2) - S(d)^2 / n is then d, the distance of that value from the mean in standard deviations.
+ *
+ * Nothing is allocated, nothing outlives a call, and no function of another library is called.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define VERSION 1
+#define LANES 16
+#define BLOCK 2048 /* values, 8 KiB in float32: read, then sampled, while they are in the first-level cache */
+#define STRIP 256  /* columns whose sums fit into it */
+#define FAR 1e6    /* of M2: then S(d^2) rounds by 1e-9 of it in 10^6 values */
+
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__)
+#define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define WIDE
+#endif
+
+enum { FLOAT32, BFLOAT16, FLOAT16 };
+
+/* Of some values: how many are zero, sums of d = x - centre and of its square, extremes, sum of weight * x. */
+typedef struct {
+    double centre, sum, squares, along;
+    float low, high;
+    int64_t zeros;
+} Sums;
+
+static float of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static float half(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = h & 0x7fffu;
+    float scaled = of_bits(rest << 13) * 0x1p112f; /* exact, of subnormal ones too */
+    uint32_t bits;
+    memcpy(&bits, &scaled, sizeof bits);
+    return of_bits((rest >= 0x7c00u ? 0x7f800000u | rest << 13 : bits) | sign);
+}
+
+/* Values [start, start + n) in float32, which holds them exactly: in place, or in the buffer. */
+static inline const float *fetch(const void *x, int dtype, int64_t start, int64_t n, float *buffer) {
+    const uint16_t *narrow = (const uint16_t *)x + start;
+    if (dtype == FLOAT32) return (const float *)x + start;
+    if (dtype == BFLOAT16)
+        for (int64_t i = 0; i < n; i++) buffer[i] = of_bits((uint32_t)narrow[i] << 16);
+    else
+        for (int64_t i = 0; i < n; i++) buffer[i] = half(narrow[i]);
+    return buffer;
+}
+
+static inline void one(Sums *to, float x, double weight) {
+    double d = x - to->centre;
+    to->sum += d;
+    to->squares += d * d;
+    to->along += weight * x;
+    to->low = x < to->low ? x : to->low;
+    to->high = x > to->high ? x : to->high;
+    to->zeros += x == 0;
+}
+
+/* Add up to BLOCK values. A value that is not finite leaves sums that are not. */
+static inline void add(Sums *to, const float *restrict x, const double *restrict weights, int64_t n) {
+    double sum[LANES] = {0}, squares[LANES] = {0}, along[LANES] = {0}, centre = to->centre;
+    float low[LANES], high[LANES];
+    int32_t zeros[LANES] = {0};
+    int64_t i = 0;
+    for (int k = 0; k < LANES; k++) low[k] = to->low, high[k] = to->high;
+    for (; i + LANES <= n; i += LANES)
+        for (int k = 0; k < LANES; k++) {
+            float v = x[i + k];
+            double d = v - centre;
+            sum[k] += d;
+            squares[k] += d * d;
+            low[k] = v < low[k] ? v : low[k];
+            high[k] = v > high[k] ? v : high[k];
+            zeros[k] += v == 0;
+        }
+    if (weights)
+        for (int64_t j = 0; j < i; j += LANES)
+            for (int k = 0; k < LANES; k++) along[k] += weights[j + k] * x[j + k];
+    for (int k = 0; k < LANES; k++) {
+        to->sum += sum[k];
+        to->squares += squares[k];
+        to->along += along[k];
+        to->low = low[k] < to->low ? low[k] : to->low;
+        to->high = high[k] > to->high ? high[k] : to->high;
+        to->zeros += zeros[k];
+    }
+    for (; i < n; i++) one(to, x[i], weights ? weights[i] : 0);
+}
+
+static inline Sums around(double centre) {
+    Sums none = {0};
+    none.centre = centre;
+    none.low = of_bits(0x7f800000u);
+    none.high = of_bits(0xff800000u);
+    return none;
+}
+
+static inline int is_finite(double x) { return x - x == 0; }
+
+static inline double m2_of(const Sums *s, int64_t n) { return s->squares - s->sum * s->sum / (double)n; }
+
+/* Whether the first value was so far out that too much cancels: then all is read again, around the mean. */
+static inline int is_far(const Sums *s, int64_t n) {
+    return s->low < s->high && is_finite(s->squares) && s->squares > FAR * m2_of(s, n);
+}
+
+static inline double mean_of(const Sums *s, int64_t n) { return s->centre + s->sum / (double)n; }
+
+/* [mean, M2, lowest, highest, sum of weight * x]; whether all values were finite. */
+static inline int settle(const Sums *s, int64_t n, double *out) {
+    double m2 = m2_of(s, n);
+    int constant = s->low == s->high;
+    out[0] = constant ? s->low : mean_of(s, n);
+    out[1] = constant || m2 < 0 ? 0 : m2;
+    out[2] = s->low;
+    out[3] = s->high;
+    out[4] = s->along;
+    return is_finite(s->squares) && is_finite(s->along);
+}
+
+int fanin_version(void) { return VERSION; }
+
+/* Values [start, start + n) of one unit. */
+static inline void read_run(Sums *to, const void *x, int dtype, int64_t start, int64_t n, const double *weights) {
+    float buffer[BLOCK];
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        int64_t size = n - i < BLOCK ? n - i : BLOCK;
+        add(to, fetch(x, dtype, start + i, size, buffer), weights ? weights + i : NULL, size);
+    }
+}
+
+/* A tensor as a whole: [5] of `settle` and its zeros. With a stride, bins[x >> (32 - bits)] counts every stride-th
+ * value by its upper bits.
+ *
+ * Returns whether all values were finite; otherwise nothing of the results means anything. */
+WIDE int fanin_whole(const void *x, int dtype, int64_t n, int64_t stride, int bits, uint32_t *bins, double *out,
+                     int64_t *zeros) {
+    float buffer[BLOCK];
+    Sums all = around(*fetch(x, dtype, 0, 1, buffer));
+    int64_t next = 0;
+    for (int64_t start = 0; start < n; start += BLOCK) {
+        int64_t size = n - start < BLOCK ? n - start : BLOCK;
+        const float *block = fetch(x, dtype, start, size, buffer);
+        add(&all, block, NULL, size);
+        if (stride)
+            for (; next < start + size; next += stride) {
+                uint32_t name;
+                memcpy(&name, block + (next - start), sizeof name);
+                bins[name >> (32 - bits)]++;
+            }
+    }
+    if (is_far(&all, n)) {
+        all = around(mean_of(&all, n));
+        read_run(&all, x, dtype, 0, n, NULL);
+    }
+    *zeros = all.zeros;
+    return settle(&all, n, out);
+}
+
+/* Occupied ones of `size` bins, by ascending value: those of negative values come first, the last of them foremost,
+ * and are called -1 less their distance from the first; [names] and [counts] have room for all. All bins are zero again
+ * afterwards. Returns how many. */
+int64_t fanin_occupied(uint32_t *bins, int64_t size, int64_t *names, int64_t *counts) {
+    int64_t found = 0, middle = size / 2;
+    for (int64_t i = size - 1; i >= middle; i--)
+        if (bins[i]) names[found] = middle - 1 - i, counts[found++] = bins[i];
+    for (int64_t i = 0; i < middle; i++)
+        if (bins[i]) names[found] = i, counts[found++] = bins[i];
+    memset(bins, 0, (size_t)size * sizeof *bins);
+    return found;
+}
+
+/* Unit u of x [before, units, after]. */
+static inline Sums read_unit(double centre, const void *x, int dtype, int64_t u, int64_t before, int64_t units,
+                             int64_t after, const double *weights) {
+    Sums unit = around(centre);
+    for (int64_t b = 0; b < before; b++)
+        read_run(&unit, x, dtype, (b * units + u) * after, after, weights ? weights + b * after : NULL);
+    return unit;
+}
+
+/* Units of x [before, units, after]: [units, 5] of `settle`. weights: [before, after], or NULL. Returns as above. */
+WIDE int fanin_rows(const void *x, int dtype, int64_t before, int64_t units, int64_t after, const double *weights,
+                    double *out, int64_t *zeros) {
+    float first;
+    int finite = 1;
+    *zeros = 0;
+    for (int64_t u = 0; u < units; u++) {
+        double centre = *fetch(x, dtype, u * after, 1, &first);
+        Sums unit = read_unit(centre, x, dtype, u, before, units, after, weights);
+        if (is_far(&unit, before * after))
+            unit = read_unit(mean_of(&unit, before * after), x, dtype, u, before, units, after, weights);
+        finite &= settle(&unit, before * after, out + 5 * u);
+        *zeros += unit.zeros;
+    }
+    return finite;
+}
+
+/* Columns, side by side. */
+typedef struct {
+    double centre[STRIP], sum[STRIP], squares[STRIP], along[STRIP];
+    float low[STRIP], high[STRIP];
+    int64_t zeros;
+} Strip;
+
+static inline Sums column(const Strip *s, int64_t k) {
+    Sums unit = {s->centre[k], s->sum[k], s->squares[k], s->along[k], s->low[k], s->high[k], 0};
+    return unit;
+}
+
+/* One row of a strip. */
+static inline void add_row(Strip *restrict to, const float *restrict row, double weight, int64_t width) {
+    int32_t none = 0;
+    for (int64_t k = 0; k < width; k++) {
+        float v = row[k];
+        double d = v - to->centre[k];
+        to->sum[k] += d;
+        to->squares[k] += d * d;
+        to->along[k] += weight * v;
+    }
+    for (int64_t k = 0; k < width; k++) {
+        float v = row[k];
+        to->low[k] = v < to->low[k] ? v : to->low[k];
+        to->high[k] = v > to->high[k] ? v : to->high[k];
+        none += v == 0;
+    }
+    to->zeros += none;
+}
+
+/* Columns [first, first + width) of x [before, units], around centres that are there already. */
+static inline void read_strip(Strip *to, const void *x, int dtype, int64_t before, int64_t units, int64_t first,
+                              int64_t width, const double *weights) {
+    float buffer[STRIP];
+    to->zeros = 0;
+    for (int64_t k = 0; k < width; k++) {
+        to->sum[k] = to->squares[k] = to->along[k] = 0;
+        to->low[k] = of_bits(0x7f800000u);
+        to->high[k] = of_bits(0xff800000u);
+    }
+    for (int64_t r = 0; r < before; r++)
+        add_row(to, fetch(x, dtype, r * units + first, width, buffer), weights ? weights[r] : 0, width);
+}
+
+/* The same as `fanin_rows` of x [before, units], whose columns are read side by side. */
+WIDE int fanin_columns(const void *x, int dtype, int64_t before, int64_t units, const double *weights, double *out,
+                       int64_t *zeros) {
+    float buffer[STRIP];
+    Strip strip;
+    int finite = 1;
+    *zeros = 0;
+    for (int64_t first = 0; first < units; first += STRIP) {
+        int64_t width = units - first < STRIP ? units - first : STRIP;
+        const float *row = fetch(x, dtype, first, width, buffer);
+        int far = 0;
+        for (int64_t k = 0; k < width; k++) strip.centre[k] = row[k];
+        read_strip(&strip, x, dtype, before, units, first, width, weights);
+        for (int64_t k = 0; k < width; k++) {
+            Sums unit = column(&strip, k);
+            if (is_far(&unit, before)) {
+                strip.centre[k] = mean_of(&unit, before);
+                far = 1;
+            }
+        }
+        if (far) read_strip(&strip, x, dtype, before, units, first, width, weights);
+        for (int64_t k = 0; k < width; k++) {
+            Sums unit = column(&strip, k);
+            finite &= settle(&unit, before, out + 5 * (first + k));
+        }
+        *zeros += strip.zeros;
+    }
+    return finite;
+}
