@@ -308,24 +308,38 @@ def test_gradients_that_ranks_average_do_not_wait(kernel: Kernel, monkeypatch: p
     assert set(kernel.launches) == {1}
 
 
-def test_a_gradient_that_is_written_to_meanwhile_is_not_recorded_and_none_waits_any_more(
-    kernel: Kernel,
-) -> None:
+@pytest.fixture(params=["cpu", "kernel"])
+def way(request: pytest.FixtureRequest) -> None:
+    """Where gradients wait: on a CPU, and on a device that has the kernel."""
+    if request.param == "kernel":
+        request.getfixturevalue("kernel")
+
+
+def test_no_gradient_waits_where_the_first_pass_has_written_to_one(way: None) -> None:
+    assert [len(found) for found in with_writers(from_step=0)] == [3] * STEPS
+
+
+def test_a_gradient_that_is_written_to_meanwhile_is_not_recorded_and_none_waits_any_more(way: None) -> None:
+    assert [len(found) for found in with_writers(from_step=2)] == [3, 3, 0, *[3] * (STEPS - 3)]
+
+
+def with_writers(from_step: int) -> list[dict[str, float]]:
+    """The gradients seen of a training in which somebody writes to them amid the backward pass, from one step on, as
+    those do who update weights there."""
     taken = Taken()
-    for parameter in taken.model.parameters():  # as those do who update weights amid the backward pass
+    nodes = []
+    for parameter in taken.model.parameters():
         node = parameter.view_as(parameter).grad_fn.next_functions[0][0]
-        taken.kept = [*getattr(taken, "kept", []), node]
 
         def clear(*_: Any, parameter: nn.Parameter = parameter) -> None:
-            if parameter.grad is not None:
+            if parameter.grad is not None and len(taken.steps) >= from_step:
                 parameter.grad.zero_()
 
         node.register_hook(clear)
-    steps = taken.all()
-    assert all(rms > 0 for step in steps for rms in gradients(step).values())
-    assert [len(gradients(step)) for step in steps] == [2, 3, 3, 3, 3, 3, 3, 3], (
-        "one of the first pass waited"
-    )
+        nodes.append(node)  # which live no longer than somebody keeps them
+    found = [gradients(step) for step in taken.all()]
+    assert all(rms > 0 for step in found for rms in step.values())
+    return found
 
 
 # ── whatever happens, a trial has no gaps ───────────────────────────────────────────────────────────────────

@@ -134,12 +134,6 @@ def _has_no_values(tensor: Tensor) -> bool:
     return tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
-def _may_wait(value: Tensor, axis: int | None) -> bool:
-    if statistics.on_cpu(value):
-        return not value.is_inference()  # which does not tell when it is written to
-    return axis is None and statistics.is_fused(value)
-
-
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """A tensor to be looked at together with others, as it was when that was asked, and where its measurement goes."""
@@ -147,26 +141,7 @@ class Waiting:
     tensor: Tensor
     version: int
     histogram: bool
-    axis: int | None
-    offset: int
-    fingerprint: bool
     results: list[Measurement | TensorSummary]
-
-    def look(self) -> None:
-        """At it alone."""
-        self.results.append(
-            _found(self.tensor, self.histogram, self.axis, self.offset, self.fingerprint)
-        )
-
-
-def _found(
-    value: Tensor, histogram: bool, axis: int | None, offset: int, fingerprint: bool
-) -> Measurement | TensorSummary:
-    """On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form."""
-    look = summarize if statistics.on_cpu(value) else measure
-    return look(
-        value, histogram=histogram, unit_axis=axis, offset=offset, fingerprint=fingerprint
-    )
 
 
 @dataclass(slots=True)
@@ -227,6 +202,10 @@ class Draft:
         scale = self.scale if role in SCALED else None
         self._seen[role, tensor] = Seen(layer, place, dtype, axis, scale, results)
 
+    def forget(self, role: Role, tensor: str) -> None:
+        """What was seen of it is no longer so."""
+        self._seen.pop((role, tensor), None)
+
     def _place(self, role: Role, value: Tensor) -> Place:
         """Of activations each rank has its own; so it has of gradients that are yet to be averaged."""
         if role not in OF_PARAMETERS:
@@ -246,17 +225,23 @@ class Draft:
     def _look(
         self, role: Role, value: Tensor, place: Place, detail: Detail, axis: int | None, stays: bool
     ) -> list[Measurement | TensorSummary]:
+        if stays and axis is None and statistics.is_fused(value):
+            one = Waiting(value, value._version, detail.histogram, [])
+            self._waiting.append(one)
+            return one.results
         start = place.position(tuple(value.shape), axis) if axis is not None else 0
-        fingerprint = role not in OF_EXAMPLES and start is not None
-        results: list[Measurement | TensorSummary] = []
-        if stays and _may_wait(value, axis):
-            known = value, value._version, detail.histogram, axis, start or 0, fingerprint
-            self._waiting.append(Waiting(*known, results))
-            return results
-        results += (
-            _found(part, detail.histogram, axis, offset + (start or 0), fingerprint)
+        # On a CPU there is nothing to wait for, and a dense histogram is 400 times its sparse form.
+        look = summarize if statistics.on_cpu(value) else measure
+        results: list[Measurement | TensorSummary] = [
+            look(
+                part,
+                histogram=detail.histogram,
+                unit_axis=axis,
+                offset=offset + (start or 0),
+                fingerprint=role not in OF_EXAMPLES and start is not None,
+            )
             for part, offset in self._parts(role, value, axis)
-        )
+        ]
         if role in LOOKED_AT_TWICE and not value.is_inference():
             self._recent.append(Known(value, value._version, detail.histogram, axis, results))
         return results
@@ -298,8 +283,7 @@ class Draft:
         return (next(read_now) if isinstance(r, Measurement) else r for r in known)
 
     def gather(self) -> bool:
-        """Look at what waits: in one launch for each kind of it, or on a CPU at one after the other, with code and
-        tables in the cache. Between the matrix products of a backward pass each look took three times as long.
+        """Look at what waits, in one launch for each kind of it.
 
         Returns:
             Whether all of it was as it had been. What somebody has written to since is not recorded, rather than wrong.
@@ -310,13 +294,8 @@ class Draft:
             lost = [key for key, seen in self._seen.items() if any(seen.results is one for one in written)]
             for key in lost:
                 del self._seen[key]
-        for one in waiting:
-            if statistics.on_cpu(one.tensor):
-                one.look()
         for histogram in (False, True):
-            these = [
-                one for one in waiting if one.histogram is histogram and not statistics.on_cpu(one.tensor)
-            ]
+            these = [one for one in waiting if one.histogram is histogram]
             found = measure_all([one.tensor for one in these], histogram) if these else []
             for one, measurement in zip(these, found, strict=True):
                 one.results.append(measurement)

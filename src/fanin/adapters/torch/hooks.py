@@ -51,5 +51,8 @@ def is_ours_alone(parameter: nn.Parameter) -> bool:
     """Whether nobody is seen who might write to its gradient before the backward pass is over: no other hook, and no
     other process to average it with. Hooks on autograd's own nodes cannot be seen."""
     hooks = len(parameter._post_accumulate_grad_hooks or ()) + len(parameter._backward_hooks or ())
-    averaged = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return hooks == 1 and not averaged and type(parameter.grad) is Tensor
+    return hooks == 1 and type(parameter.grad) is Tensor and not _is_averaged()
+
+
+def _is_averaged() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

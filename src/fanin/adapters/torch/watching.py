@@ -165,6 +165,7 @@ class TorchWatching:
             backward.audience.remove(self)
             self._sight.draft = self._pass = self._optimizing = self._sight.scale = None
             self._roots.clear()
+            self._sight.backward_failed()
 
     def _hook(self, call: Callable[..., None], *bound: Any) -> Hook:
         """For a forward pass: in other threads than ours (DataParallel's replicas) it does nothing."""
@@ -414,10 +415,7 @@ class TorchWatching:
         if draft.loss is None and self._roots:
             draft.loss = kept(self._roots[0], self._sight.scale)
         if known.role is Role.WEIGHT:
-            tensor = f"gradient/{known.full_name}"
-            place = known.layer, Role.WEIGHT_GRAD, tensor
-            stays = self._sight.gathers and bool(self._roots) and is_ours_alone(parameter)
-            draft.observe(*place, parameter.grad, known.unit_axis, again=True, stays=stays)
+            self._sight.gradient(known, parameter.grad, bool(self._roots) and is_ours_alone(parameter))
 
     def _is_unseen(self) -> bool:
         """Whether gradients are the first that is seen of a step, rather than a forward pass."""
@@ -428,6 +426,7 @@ class TorchWatching:
         if self.hears_this_thread:
             self._roots.append(root)
             if len(self._roots) == 1:
+                self._outer_error = sys.exception()
                 self._guarded(self._outermost_begins, root)
 
     def _outermost_begins(self, root: Tensor | None) -> None:
@@ -440,8 +439,9 @@ class TorchWatching:
         """Autograd: it has returned, or raised."""
         if self.hears_this_thread and self._roots:
             self._roots.pop()
-            if not self._roots and sys.exception() is None:
-                self._guarded(self._sight.backward_ended)
+            if not self._roots:
+                raised = sys.exception() is not self._outer_error
+                self._guarded(self._sight.backward_failed if raised else self._sight.backward_ended)
 
     def _end_step(self) -> None:
         if self._sight.draft is None or not self._is_over(self._sight.draft):
