@@ -15,6 +15,7 @@
 #define VERSION 1
 #define LANES 16
 #define BLOCK 2048 /* values, 8 KiB in float32: read, then sampled, while they are in the first-level cache */
+#define RUN 16     /* bins that are passed over together: most are empty */
 #define STRIP 256  /* columns whose sums fit into it */
 #define FAR 1e6    /* of M2: then S(d^2) rounds by 1e-9 of it in 10^6 values */
 
@@ -169,15 +170,27 @@ WIDE int fanin_whole(const void *x, int dtype, int64_t n, int64_t stride, int bi
     return settle(&all, n, out);
 }
 
-/* Occupied ones of `size` bins, by ascending value: those of negative values come first, the last of them foremost,
- * and are called -1 less their distance from the first; [names] and [counts] have room for all. All bins are zero again
- * afterwards. Returns how many. */
+/* Whether any of RUN bins is occupied. */
+static inline int any(const uint32_t *bins) {
+    uint64_t pairs[RUN / 2], all = 0;
+    memcpy(pairs, bins, sizeof pairs);
+    for (int k = 0; k < RUN / 2; k++) all |= pairs[k];
+    return all != 0;
+}
+
+/* Occupied ones of `size` bins, a multiple of 2 RUN, by ascending value: those of negative values come first, the last
+ * of them foremost, and are called -1 less their distance from the first; [names] and [counts] have room for all. All
+ * bins are zero again afterwards. Returns how many. */
 int64_t fanin_occupied(uint32_t *bins, int64_t size, int64_t *names, int64_t *counts) {
     int64_t found = 0, middle = size / 2;
-    for (int64_t i = size - 1; i >= middle; i--)
-        if (bins[i]) names[found] = middle - 1 - i, counts[found++] = bins[i];
-    for (int64_t i = 0; i < middle; i++)
-        if (bins[i]) names[found] = i, counts[found++] = bins[i];
+    for (int64_t i = size - RUN; i >= middle; i -= RUN)
+        if (any(bins + i))
+            for (int64_t k = i + RUN - 1; k >= i; k--)
+                if (bins[k]) names[found] = middle - 1 - k, counts[found++] = bins[k];
+    for (int64_t i = 0; i < middle; i += RUN)
+        if (any(bins + i))
+            for (int64_t k = i; k < i + RUN; k++)
+                if (bins[k]) names[found] = k, counts[found++] = bins[k];
     memset(bins, 0, (size_t)size * sizeof *bins);
     return found;
 }

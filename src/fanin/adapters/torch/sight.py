@@ -12,7 +12,62 @@ from fanin.adapters.torch.describe import output_axis, tensors_in
 from fanin.adapters.torch.drafting import Draft, Needed
 from fanin.adapters.torch.hooks import Handles, Hook
 from fanin.adapters.torch.listening import KnownParameter
+from fanin.adapters.torch.statistics import on_cpu
 from fanin.trial import Role
+
+
+TOGETHER = 2**18
+"""Values of activations that may wait for one another: 1 MiB in float32. Larger ones fill the cache by themselves."""
+
+
+class Together:
+    """Tensors that wait to be looked at one after the other: a look between two matrix products, which have emptied
+    the cache, takes three times as long. None waits in the first pass, which shows whether anybody writes to them
+    meanwhile, nor from then on where somebody does.
+
+    Attributes:
+        waits: Whether those that are added need not be looked at now.
+    """
+
+    def __init__(self) -> None:
+        self.waits = False
+        self._is_new = True
+        self._values = 0
+        self._held: list[tuple[Any, Tensor, int]] = []
+
+    def add(self, what: Any, tensor: Tensor) -> bool:
+        """Hold a tensor until the pass is over.
+
+        Returns:
+            Whether that is the time to look at it; otherwise it is now.
+        """
+        if tensor.is_inference():  # of which nobody can tell when it is written to
+            return False
+        self._held.append((what, tensor, tensor._version))
+        self._values += tensor.numel()
+        return self.waits
+
+    def has_room_for(self, tensor: Tensor) -> bool:
+        """For an activation, which would otherwise be freed."""
+        return self._values + tensor.numel() <= TOGETHER
+
+    def over(self) -> tuple[list[tuple[Any, Tensor]], list[Any]]:
+        """The pass is over.
+
+        Returns:
+            Those that have waited, and what of them is lost, because somebody has written to it.
+        """
+        held = self._held
+        whole = [(what, tensor) for what, tensor, version in held if tensor._version == version]
+        lost = [what for what, tensor, version in held if tensor._version != version]
+        waited, self.waits = self.waits, not lost and (self.waits or (self._is_new and bool(held)))
+        self._is_new = self._is_new and not held
+        self.failed()
+        return (whole, lost) if waited else ([], [])
+
+    def failed(self) -> None:
+        """The pass has raised, or is forgotten: let go of all."""
+        self._held, self._values = [], 0
 
 
 class Sight:
@@ -21,17 +76,12 @@ class Sight:
     Attributes:
         draft: The step in the making; None where none is.
         scale: By how much the loss is multiplied of the backward pass that runs; None where no scaler does.
-        gathers: Whether gradients may wait for one another until their backward pass is over: a look between two
-            matrix products, which have emptied the cache, takes three times as long as one after another look. Not
-            in the first backward pass, nor where somebody has written to one meanwhile.
     """
 
     def __init__(self, needed: Needed, handles: Handles, hook: Callable[..., Hook]) -> None:
         self.draft: Draft | None = None
         self.scale: Tensor | None = None
-        self.gathers = False
-        self._is_new = True
-        self._arrived: list[tuple[KnownParameter, Tensor, int]] = []
+        self._gradients, self._activations = Together(), Together()
         self._needed = needed
         self._handles = handles
         self._hook = hook
@@ -48,10 +98,7 @@ class Sight:
     def gradient(self, known: KnownParameter, gradient: Tensor, stays: bool) -> None:
         """The gradient of a weight has arrived; `stays` says that nobody is seen who might write to it before the
         backward pass is over."""
-        stays = stays and not gradient.is_inference()  # of which nobody can tell when it is written to
-        if stays:
-            self._arrived.append((known, gradient, gradient._version))
-        if not (stays and self.gathers):
+        if not (stays and self._gradients.add(known, gradient)):
             self._observe_gradient(known, gradient)
 
     def _observe_gradient(self, known: KnownParameter, gradient: Tensor, stays: bool = False) -> None:
@@ -62,22 +109,26 @@ class Sight:
     def backward_ended(self) -> None:
         """All gradients of a backward pass are there. One that somebody has written to while it waited is not
         recorded, rather than wrong."""
-        arrived = self._arrived.copy()
-        self._arrived.clear()
-        written = [known for known, gradient, version in arrived if gradient._version != version]
-        if self.gathers and self.draft is not None:
-            for known, gradient, version in arrived:
-                if gradient._version == version:
-                    self._observe_gradient(known, gradient, stays=True)
-            for known in written:
+        whole, lost = self._gradients.over()
+        if self.draft is not None:
+            for known, gradient in whole:
+                self._observe_gradient(known, gradient, stays=True)
+            for known in lost:
                 self.draft.forget(Role.WEIGHT_GRAD, f"gradient/{known.full_name}")
             self.draft.gather()
-        self.gathers = not written and (self.gathers or (self._is_new and bool(arrived)))
-        self._is_new = False
 
-    def backward_failed(self) -> None:
-        """A backward pass has raised: what has arrived of it is let go."""
-        self._arrived.clear()
+    def forward_ended(self) -> None:
+        """Look at what has waited for that, and let go of activations, which are the network's to keep or to free."""
+        whole, _ = self._activations.over()
+        if self.draft is not None:
+            for place, value in whole:
+                self.draft.observe(*place, value, None)
+            self.draft.forward_ended()
+
+    def pass_failed(self) -> None:
+        """A pass has raised, or is forgotten: what has waited for its end is let go."""
+        self._gradients.failed()
+        self._activations.failed()
 
     def layer_ran(
         self, path: str, module: nn.Module, call: int, inputs: tuple[Any, ...], output: Any
@@ -126,9 +177,18 @@ class Sight:
 
     def activation_runs(self, tensor: str, path: str, value: Tensor, unit_axis: int | None) -> None:
         """Tracer: an activation is about to run."""
-        if self.draft is not None:
-            with torch.no_grad():
-                self.draft.observe(path, Role.ACTIVATION_INPUT, tensor, value, unit_axis)
+        if self.draft is None:
+            return
+        place = path, Role.ACTIVATION_INPUT, tensor
+        if self._may_wait(value) and self._activations.add(place, value):
+            return
+        with torch.no_grad():
+            self.draft.observe(*place, value, unit_axis)
+
+    def _may_wait(self, value: Tensor) -> bool:
+        """Whether an activation is looked at as a whole on a CPU, and small."""
+        index = 0 if self.draft is None else self.draft.index
+        return on_cpu(value) and self._needed.only_activations(index) and self._activations.has_room_for(value)
 
     def attention_runs(self, path: str, call: int, entropy: Callable[[], Tensor | None]) -> None:
         """Tracer: attention may be about to run."""

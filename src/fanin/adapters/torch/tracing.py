@@ -177,6 +177,10 @@ class Tracer:
 
     # -- what the function mode reports
 
+    def passes_over(self, func: Callable[..., Any]) -> bool:
+        """Whether there is nothing to report of a function: on a known way only activations tell something."""
+        return self._knows_way and func not in ACTIVATIONS
+
     def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is about to run."""
         value = args[0] if args else kwargs.get("input")
@@ -394,6 +398,8 @@ class _FunctionMode(TorchFunctionMode):
     ) -> Any:
         named = kwargs or {}
         if torch.compiler.is_compiling():  # what the compiler traces, it must be able to trace without us
+            return func(*args, **named)
+        if self._tracer is None or self._tracer.passes_over(func):
             return func(*args, **named)
         self._tell("before", func, args, named)
         result = func(*args, **named)

@@ -165,7 +165,7 @@ class TorchWatching:
             backward.audience.remove(self)
             self._sight.draft = self._pass = self._optimizing = self._sight.scale = None
             self._roots.clear()
-            self._sight.backward_failed()
+            self._sight.pass_failed()
 
     def _hook(self, call: Callable[..., None], *bound: Any) -> Hook:
         """For a forward pass: in other threads than ours (DataParallel's replicas) it does nothing."""
@@ -317,6 +317,7 @@ class TorchWatching:
         self._depth = 0
         self._pass = None
         self._tracer.end(None)
+        self._sight.pass_failed()
 
     def _is_recomputed(self) -> bool:
         """Whether this pass repeats one that was seen: activation checkpointing, in the midst of its backward."""
@@ -339,8 +340,7 @@ class TorchWatching:
         if self._tracer.awake:
             self._tracer.end(output)
             self._take_spec()
-        if self._sight.draft is not None:
-            self._sight.draft.forward_ended()
+        self._sight.forward_ended()
 
     def _take_spec(self) -> None:
         if self._sight.draft is None or self._sight.draft.spec is not None:
@@ -441,7 +441,7 @@ class TorchWatching:
             self._roots.pop()
             if not self._roots:
                 raised = sys.exception() is not self._outer_error
-                self._guarded(self._sight.backward_failed if raised else self._sight.backward_ended)
+                self._guarded(self._sight.pass_failed if raised else self._sight.backward_ended)
 
     def _end_step(self) -> None:
         if self._sight.draft is None or not self._is_over(self._sight.draft):
