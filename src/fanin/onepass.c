@@ -15,7 +15,9 @@
 #define VERSION 1
 #define LANES 16
 #define BLOCK 2048 /* values, 8 KiB in float32: read, then sampled, while they are in the first-level cache */
-#define RUN 16     /* bins that are passed over together: most are empty */
+#define BITS 14    /* of a float32, that name a bin */
+#define BINS (1 << BITS)
+#define RUN 32     /* bins, of the values between two powers of two */
 #define STRIP 256  /* columns whose sums fit into it */
 #define FAR 1e6    /* of M2: then S(d^2) rounds by 1e-9 of it in 10^6 values */
 
@@ -132,6 +134,7 @@ static inline int settle(const Sums *s, int64_t n, double *out) {
 }
 
 int fanin_version(void) { return VERSION; }
+int fanin_bins(void) { return BINS; }
 
 /* Values [start, start + n) of one unit. */
 static inline void read_run(Sums *to, const void *x, int dtype, int64_t start, int64_t n, const double *weights) {
@@ -142,57 +145,73 @@ static inline void read_run(Sums *to, const void *x, int dtype, int64_t start, i
     }
 }
 
-/* A tensor as a whole: [5] of `settle` and its zeros. With a stride, bins[x >> (32 - bits)] counts every stride-th
- * value by its upper bits.
+/* Counts of values by the upper BITS of their float32, and which runs of RUN bins hold any: what is empty, which is
+ * nearly all, need not be looked through nor cleared. */
+typedef struct {
+    uint32_t *bins;
+    uint8_t runs[BINS / RUN];
+} Counts;
+
+/* Every stride-th value from the next one on, up to the end; positions count from the block's first value. */
+static inline int64_t count(Counts *to, const float *block, int64_t next, int64_t end, int64_t stride) {
+    for (; next < end; next += stride) {
+        uint32_t name;
+        memcpy(&name, block + next, sizeof name);
+        name >>= 32 - BITS;
+        to->bins[name]++;
+        to->runs[name / RUN] = 1;
+    }
+    return next;
+}
+
+/* Move a run of bins out, upwards or downwards, under names that ascend with the values in them. */
+static inline int64_t take(Counts *from, int run, int down, int64_t *names, int64_t *counts, int64_t found) {
+    for (int i = 0; i < RUN; i++) {
+        int k = run * RUN + (down ? RUN - 1 - i : i);
+        if (from->bins[k]) {
+            names[found] = down ? BINS / 2 - 1 - k : k;
+            counts[found++] = from->bins[k];
+            from->bins[k] = 0;
+        }
+    }
+    return found;
+}
+
+/* Occupied bins by ascending value: those of negative values come first, the last of them foremost, and are called -1
+ * less their distance from the first. All bins are zero again afterwards. Returns how many. */
+static int64_t take_all(Counts *from, int64_t *names, int64_t *counts) {
+    int64_t found = 0;
+    for (int run = BINS / RUN - 1; run >= BINS / RUN / 2; run--)
+        if (from->runs[run]) found = take(from, run, 1, names, counts, found);
+    for (int run = 0; run < BINS / RUN / 2; run++)
+        if (from->runs[run]) found = take(from, run, 0, names, counts, found);
+    return found;
+}
+
+/* A tensor as a whole: out holds the [5] of `settle`; whole how many values are zero, and how many bins are occupied.
+ * With a stride, every stride-th value is counted: in bins [BINS], which are zero before and after, and from there into
+ * names and counts [BINS].
  *
  * Returns whether all values were finite; otherwise nothing of the results means anything. */
-WIDE int fanin_whole(const void *x, int dtype, int64_t n, int64_t stride, int bits, uint32_t *bins, double *out,
-                     int64_t *zeros) {
+WIDE int fanin_whole(const void *x, int dtype, int64_t n, int64_t stride, uint32_t *bins, int64_t *names,
+                     int64_t *counts, double *out, int64_t *whole) {
     float buffer[BLOCK];
     Sums all = around(*fetch(x, dtype, 0, 1, buffer));
+    Counts counted = {bins, {0}};
     int64_t next = 0;
     for (int64_t start = 0; start < n; start += BLOCK) {
         int64_t size = n - start < BLOCK ? n - start : BLOCK;
         const float *block = fetch(x, dtype, start, size, buffer);
         add(&all, block, NULL, size);
-        if (stride)
-            for (; next < start + size; next += stride) {
-                uint32_t name;
-                memcpy(&name, block + (next - start), sizeof name);
-                bins[name >> (32 - bits)]++;
-            }
+        if (stride) next = count(&counted, block, next, size, stride) - size;
     }
     if (is_far(&all, n)) {
         all = around(mean_of(&all, n));
         read_run(&all, x, dtype, 0, n, NULL);
     }
-    *zeros = all.zeros;
+    whole[0] = all.zeros;
+    whole[1] = take_all(&counted, names, counts);
     return settle(&all, n, out);
-}
-
-/* Whether any of RUN bins is occupied. */
-static inline int any(const uint32_t *bins) {
-    uint64_t pairs[RUN / 2], all = 0;
-    memcpy(pairs, bins, sizeof pairs);
-    for (int k = 0; k < RUN / 2; k++) all |= pairs[k];
-    return all != 0;
-}
-
-/* Occupied ones of `size` bins, a multiple of 2 RUN, by ascending value: those of negative values come first, the last
- * of them foremost, and are called -1 less their distance from the first; [names] and [counts] have room for all. All
- * bins are zero again afterwards. Returns how many. */
-int64_t fanin_occupied(uint32_t *bins, int64_t size, int64_t *names, int64_t *counts) {
-    int64_t found = 0, middle = size / 2;
-    for (int64_t i = size - RUN; i >= middle; i -= RUN)
-        if (any(bins + i))
-            for (int64_t k = i + RUN - 1; k >= i; k--)
-                if (bins[k]) names[found] = middle - 1 - k, counts[found++] = bins[k];
-    for (int64_t i = 0; i < middle; i += RUN)
-        if (any(bins + i))
-            for (int64_t k = i; k < i + RUN; k++)
-                if (bins[k]) names[found] = k, counts[found++] = bins[k];
-    memset(bins, 0, (size_t)size * sizeof *bins);
-    return found;
 }
 
 /* Unit u of x [before, units, after]. */

@@ -24,9 +24,6 @@ LIBRARY: Final = Path(__file__).with_name("_onepass.so")
 VERSION: Final = 1
 """Of the functions' arguments; a library that was built for others is left alone."""
 
-BITS: Final = (2 * BINS_PER_SIGN - 1).bit_length()
-"""Upper bits of a float32 that name a bin."""
-
 DTYPES: Final = {"float32": 0, "bfloat16": 1, "float16": 2}
 """What it reads, by the number that the library calls it."""
 
@@ -42,13 +39,11 @@ def is_here() -> bool:
 def _library() -> Any:
     try:
         library = ctypes.CDLL(str(LIBRARY))
-        if library.fanin_version() != VERSION:
+        if (library.fanin_version(), library.fanin_bins()) != (VERSION, 2 * BINS_PER_SIGN):
             return None
     except (OSError, AttributeError):
         return None
-    library.fanin_whole.argtypes = (c_void_p, c_int, c_int64, c_int64, c_int, c_void_p, c_void_p, c_void_p)
-    library.fanin_occupied.argtypes = (c_void_p, c_int64, c_void_p, c_void_p)
-    library.fanin_occupied.restype = c_int64
+    library.fanin_whole.argtypes = (c_void_p, c_int, *[c_int64] * 2, *[c_void_p] * 5)
     library.fanin_rows.argtypes = (c_void_p, c_int, *[c_int64] * 3, c_void_p, c_void_p, c_void_p)
     library.fanin_columns.argtypes = (c_void_p, c_int, *[c_int64] * 2, c_void_p, c_void_p, c_void_p)
     return library
@@ -58,13 +53,11 @@ class _Room:
     """Memory of one thread for results, and where it lies."""
 
     def __init__(self) -> None:
-        self.numbers, self.zeros = np.zeros(5), np.zeros(1, np.int64)
         self.bins = np.zeros(2 * BINS_PER_SIGN, np.uint32)
-        self.names = np.zeros(2 * BINS_PER_SIGN, np.int64)
-        self.counts = np.zeros(2 * BINS_PER_SIGN, np.int64)
-        self.at = tuple(
-            a.ctypes.data for a in (self.numbers, self.zeros, self.bins, self.names, self.counts)
-        )
+        self.names, self.counts = np.zeros((2, 2 * BINS_PER_SIGN), np.int64)
+        self.numbers, self.whole = np.zeros(5), np.zeros(2, np.int64)
+        held = self.bins, self.names, self.counts, self.numbers, self.whole
+        self.at = tuple(array.ctypes.data for array in held)
 
 
 def _room() -> _Room:
@@ -87,22 +80,17 @@ def whole(address: int, dtype: str, count: int, stride: int) -> TensorSummary | 
         None where not all of them are finite.
     """
     room = _room()
-    numbers, zeros, bins, *_ = room.at
-    code = DTYPES[dtype]
-    if not _library().fanin_whole(address, code, count, stride, BITS, bins, numbers, zeros):
-        room.bins.fill(0)
+    if not _library().fanin_whole(address, DTYPES[dtype], count, stride, *room.at):
         return None
     mean, m2, low, high, _ = room.numbers.tolist()
-    histogram = _histogram(room, count, stride) if stride else None
-    return TensorSummary(count, 0, 0, int(room.zeros[0]), mean, m2, low, high, histogram)
+    zeros, occupied = room.whole.tolist()
+    histogram = _histogram(room, occupied, count, stride) if stride else None
+    return TensorSummary(count, 0, 0, zeros, mean, m2, low, high, histogram)
 
 
-def _histogram(room: _Room, count: int, stride: int) -> Histogram:
-    *_, bins, names, counts = room.at
-    found = _library().fanin_occupied(bins, len(room.bins), names, counts)
-    looked_at = -(-count // stride)
-    variance = float(looked_at) * stride**2 if stride > 1 else 0.0
-    return Histogram(room.names[:found].copy(), room.counts[:found] * stride, variance)
+def _histogram(room: _Room, occupied: int, count: int, stride: int) -> Histogram:
+    variance = float(-(-count // stride)) * stride**2 if stride > 1 else 0.0
+    return Histogram(room.names[:occupied].copy(), room.counts[:occupied] * stride, variance)
 
 
 def by_units(
@@ -121,7 +109,7 @@ def by_units(
     """
     before, units, after = shape
     room, found, code = _room(), np.empty((units, 5)), DTYPES[dtype]
-    ends = (None if weights is None else weights.ctypes.data, found.ctypes.data, room.at[1])
+    ends = (None if weights is None else weights.ctypes.data, found.ctypes.data, room.at[-1])
     if after == 1:
         finite = _library().fanin_columns(address, code, before, units, *ends)
     else:
@@ -130,4 +118,4 @@ def by_units(
         return None
     mean, m2, low, high, along = np.ascontiguousarray(found.T)
     each = np.full(units, before * after)
-    return UnitSummary(each, mean, m2, low, high, along), int(room.zeros[0])
+    return UnitSummary(each, mean, m2, low, high, along), int(room.whole[0])
