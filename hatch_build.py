@@ -31,6 +31,7 @@ class Build(BuildHookInterface[Any]):
             subprocess.run(command, check=True, capture_output=True, text=True)
             made.replace(root / LIBRARY)  # at once: another process may have it open
         except (OSError, subprocess.CalledProcessError) as error:
+            (root / LIBRARY).unlink(missing_ok=True)  # of older source
             print(f"fanin: built without its C library ({error}); capture is slower", file=sys.stderr)  # noqa: T201
             return
         build_data["artifacts"].append(str(LIBRARY))

@@ -129,7 +129,7 @@ class Seen:
         return self.place.widened(plain, self.axis)
 
 
-def _has_no_values(tensor: Tensor) -> bool:
+def has_no_values(tensor: Tensor) -> bool:
     """Whether there is nothing to read: on the meta device, or under a transform such as vmap."""
     return tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
@@ -193,7 +193,7 @@ class Draft:
         """Summarize a tensor, if a rule needs it and the step has not seen it yet; `again` replaces what it saw
         (a gradient that has grown since). One that `stays` as it is until `gather` may wait for others."""
         detail = self.needed.detail(role, self.index)
-        if detail is None or ((role, tensor) in self._seen and not again) or _has_no_values(value):
+        if detail is None or ((role, tensor) in self._seen and not again) or has_no_values(value):
             return
         here, place = local(value), self._place(role, value)
         axis = unit_axis if detail.units and value.ndim > 0 else None

@@ -8,66 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fanin.adapters.torch import statistics
 from fanin.adapters.torch.describe import output_axis, tensors_in
-from fanin.adapters.torch.drafting import Draft, Needed
+from fanin.adapters.torch.drafting import Draft, Needed, has_no_values
 from fanin.adapters.torch.hooks import Handles, Hook
 from fanin.adapters.torch.listening import KnownParameter
-from fanin.adapters.torch.statistics import on_cpu
+from fanin.adapters.torch.together import Together
 from fanin.trial import Role
-
-
-TOGETHER = 2**18
-"""Values of activations that may wait for one another: 1 MiB in float32. Larger ones fill the cache by themselves."""
-
-
-class Together:
-    """Tensors that wait to be looked at one after the other: a look between two matrix products, which have emptied
-    the cache, takes three times as long. None waits in the first pass, which shows whether anybody writes to them
-    meanwhile, nor from then on where somebody does.
-
-    Attributes:
-        waits: Whether those that are added need not be looked at now.
-    """
-
-    def __init__(self) -> None:
-        self.waits = False
-        self._is_new = True
-        self._values = 0
-        self._held: list[tuple[Any, Tensor, int]] = []
-
-    def add(self, what: Any, tensor: Tensor) -> bool:
-        """Hold a tensor until the pass is over.
-
-        Returns:
-            Whether that is the time to look at it; otherwise it is now.
-        """
-        if tensor.is_inference():  # of which nobody can tell when it is written to
-            return False
-        self._held.append((what, tensor, tensor._version))
-        self._values += tensor.numel()
-        return self.waits
-
-    def has_room_for(self, tensor: Tensor) -> bool:
-        """For an activation, which would otherwise be freed."""
-        return self._values + tensor.numel() <= TOGETHER
-
-    def over(self) -> tuple[list[tuple[Any, Tensor]], list[Any]]:
-        """The pass is over.
-
-        Returns:
-            Those that have waited, and what of them is lost, because somebody has written to it.
-        """
-        held = self._held
-        whole = [(what, tensor) for what, tensor, version in held if tensor._version == version]
-        lost = [what for what, tensor, version in held if tensor._version != version]
-        waited, self.waits = self.waits, not lost and (self.waits or (self._is_new and bool(held)))
-        self._is_new = self._is_new and not held
-        self.failed()
-        return (whole, lost) if waited else ([], [])
-
-    def failed(self) -> None:
-        """The pass has raised, or is forgotten: let go of all."""
-        self._held, self._values = [], 0
 
 
 class Sight:
@@ -81,7 +28,8 @@ class Sight:
     def __init__(self, needed: Needed, handles: Handles, hook: Callable[..., Hook]) -> None:
         self.draft: Draft | None = None
         self.scale: Tensor | None = None
-        self._gradients, self._activations = Together(), Together()
+        self._gradients: Together[KnownParameter] = Together()
+        self._activations: Together[tuple[str, Role, str]] = Together()
         self._needed = needed
         self._handles = handles
         self._hook = hook
@@ -188,7 +136,8 @@ class Sight:
     def _may_wait(self, value: Tensor) -> bool:
         """Whether an activation is looked at as a whole on a CPU, and small."""
         index = 0 if self.draft is None else self.draft.index
-        return on_cpu(value) and self._needed.only_activations(index) and self._activations.has_room_for(value)
+        here = statistics.on_cpu(value) and not has_no_values(value)
+        return here and self._needed.only_activations(index) and self._activations.has_room_for(value)
 
     def attention_runs(self, path: str, call: int, entropy: Callable[[], Tensor | None]) -> None:
         """Tracer: attention may be about to run."""
