@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fanin import onepass
 from fanin.adapters.torch import quick
-from fanin.summary import TensorSummary, summarize
+from fanin.summary import TensorSummary, projection_weights, summarize
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,6 +84,27 @@ def test_every_stride_th_value_is_counted_once(count: int, stride: int) -> None:
     assert expected is not None
     np.testing.assert_array_equal(found.histogram.bins, expected.bins)
     np.testing.assert_array_equal(found.histogram.counts, expected.counts * stride)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape", [(3, 100, 7), (5, 300, 1), (2, 3, 127), (2, 3, 128), (1, 4, 5000), (700, 2, 3), (1, 1, 1)]
+)
+def test_units_are_those_of_the_reference_however_they_lie(shape: tuple[int, int, int], dtype: str) -> None:
+    """Side by side or one after the other, in more than one strip or block."""
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype)) + 3
+    tensor[0, 0, 0] = 0
+    before, _, after = shape
+    found = onepass.by_units(tensor.data_ptr(), dtype, shape, projection_weights(before * after, 5))
+    expected = summarize(tensor.double().numpy(), unit_axis=1, offset=5)
+    assert found is not None
+    assert expected.units is not None
+    units, zeros = found
+    assert zeros == expected.zeros
+    for field in ("count", "minimum", "maximum"):
+        np.testing.assert_array_equal(getattr(units, field), getattr(expected.units, field))
+    for field in ("mean", "m2", "projection"):
+        np.testing.assert_allclose(getattr(units, field), getattr(expected.units, field), rtol=1e-10)
 
 
 @pytest.mark.parametrize("layout", ["whole", "rows", "columns"])

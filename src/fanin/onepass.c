@@ -232,20 +232,21 @@ typedef struct {
     int64_t zeros;
 } Strip;
 
-static inline Sums column(const Strip *s, int64_t k) {
-    Sums unit = {s->centre[k], s->sum[k], s->squares[k], s->along[k], s->low[k], s->high[k], 0};
-    return unit;
+static inline void begin(Strip *to, const float *row, int64_t width, int64_t after) {
+    to->zeros = 0;
+    for (int64_t k = 0; k < width; k++) {
+        to->centre[k] = row[k - k % after]; /* one for all columns of a unit, so that their sums add up */
+        to->sum[k] = to->squares[k] = to->along[k] = 0;
+        to->low[k] = to->high[k] = row[k];
+    }
 }
 
-/* One row of a strip. */
-static inline void add_row(Strip *restrict to, const float *restrict row, double weight, int64_t width) {
+static inline void add_row(Strip *restrict to, const float *restrict row, int64_t width) {
     int32_t none = 0;
     for (int64_t k = 0; k < width; k++) {
-        float v = row[k];
-        double d = v - to->centre[k];
+        double d = row[k] - to->centre[k];
         to->sum[k] += d;
         to->squares[k] += d * d;
-        to->along[k] += weight * v;
     }
     for (int64_t k = 0; k < width; k++) {
         float v = row[k];
@@ -256,35 +257,48 @@ static inline void add_row(Strip *restrict to, const float *restrict row, double
     to->zeros += none;
 }
 
-/* Columns [first, first + width) of x [before, units], around centres that are there already. */
-static inline void read_strip(Strip *to, const void *x, int dtype, int64_t before, int64_t units, int64_t first,
-                              int64_t width, const double *weights) {
-    float buffer[STRIP];
-    to->zeros = 0;
-    for (int64_t k = 0; k < width; k++) {
-        to->sum[k] = to->squares[k] = to->along[k] = 0;
-        to->low[k] = of_bits(0x7f800000u);
-        to->high[k] = of_bits(0xff800000u);
-    }
-    for (int64_t r = 0; r < before; r++)
-        add_row(to, fetch(x, dtype, r * units + first, width, buffer), weights ? weights[r] : 0, width);
+/* weights [after], the same for all units. */
+static inline void weigh_row(Strip *restrict to, const float *restrict row, int64_t width,
+                             const double *restrict weights, int64_t after) {
+    if (after == 1) /* the common case, which a loop of one turn hides from the compiler */
+        for (int64_t k = 0; k < width; k++) to->along[k] += weights[0] * row[k];
+    else
+        for (int64_t k = 0; k < width; k += after)
+            for (int64_t i = 0; i < after; i++) to->along[k + i] += weights[i] * row[k + i];
 }
 
-/* The same as `fanin_rows` of x [before, units], whose columns are read side by side. */
-WIDE int fanin_columns(const void *x, int dtype, int64_t before, int64_t units, const double *weights, double *out,
-                       int64_t *zeros) {
+/* The columns of a unit, together. */
+static inline Sums together(const Strip *s, int64_t first, int64_t after) {
+    Sums unit = around(s->centre[first]);
+    for (int64_t k = first; k < first + after; k++) {
+        unit.sum += s->sum[k];
+        unit.squares += s->squares[k];
+        unit.along += s->along[k];
+        unit.low = s->low[k] < unit.low ? s->low[k] : unit.low;
+        unit.high = s->high[k] > unit.high ? s->high[k] : unit.high;
+    }
+    return unit;
+}
+
+/* The same as `fanin_rows` where `after` is at most STRIP: rows of all units are read side by side. */
+WIDE int fanin_columns(const void *x, int dtype, int64_t before, int64_t units, int64_t after, const double *weights,
+                       double *out, int64_t *zeros) {
     float buffer[STRIP];
     Strip strip;
     int finite = 1;
+    int64_t row = units * after, most = STRIP / after * after;
     *zeros = 0;
-    for (int64_t first = 0; first < units; first += STRIP) {
-        int64_t width = units - first < STRIP ? units - first : STRIP;
-        const float *row = fetch(x, dtype, first, width, buffer);
-        for (int64_t k = 0; k < width; k++) strip.centre[k] = row[k];
-        read_strip(&strip, x, dtype, before, units, first, width, weights);
-        for (int64_t k = 0; k < width; k++) {
-            Sums unit = column(&strip, k);
-            finite &= settle(&unit, before, out + 5 * (first + k));
+    for (int64_t first = 0; first < row; first += most) {
+        int64_t width = row - first < most ? row - first : most;
+        begin(&strip, fetch(x, dtype, first, width, buffer), width, after);
+        for (int64_t r = 0; r < before; r++) {
+            const float *values = fetch(x, dtype, r * row + first, width, buffer);
+            add_row(&strip, values, width);
+            if (weights) weigh_row(&strip, values, width, weights + r * after, after);
+        }
+        for (int64_t k = 0; k < width; k += after) {
+            Sums unit = together(&strip, k, after);
+            finite &= settle(&unit, before * after, out + 5 * ((first + k) / after));
         }
         *zeros += strip.zeros;
     }
