@@ -61,6 +61,7 @@ class Tracer:
         self.fault: Exception | None = None
         self._listener = listener
         self._paths: list[str] = []
+        self.awake = False
         self._mode: _FunctionMode | None = None
         self._names: Counter[str] = Counter()
         self._way: list[str] = []
@@ -70,6 +71,7 @@ class Tracer:
         self._specs: dict[str, LayerSpec] = {}
         self._bare = BareWeights()
         self._effective = EffectiveWeights()
+        self._plain: set[str] = set()
         self._parameters: dict[tuple[str, str], KnownParameter] = {}
         self.refresh()
 
@@ -87,6 +89,7 @@ class Tracer:
         self._paths, self._way = [""], []
         self._knows_way = bool(way)
         self._names.clear()
+        self.awake = True
         if self._knows_way:
             self._mode = _FunctionMode(self)
             self._mode.__enter__()
@@ -101,6 +104,7 @@ class Tracer:
 
     def end(self, output: Any) -> None:
         """Go to sleep: the forward has returned, or raised (output None)."""
+        self.awake = False
         mode, self._mode = self._mode, None
         if mode is not None:
             mode.leave()
@@ -116,12 +120,27 @@ class Tracer:
         """The modules that the last pass has gone through, in the order in which they returned."""
         return tuple(self._way)
 
-    @property
-    def awake(self) -> bool:
-        """Whether a watched pass is running."""
-        return self._mode is not None
-
     # -- what the hooks report
+
+    def goes_into(self, path: str) -> bool:
+        """On a known way: note that a module's forward is about to run.
+
+        Returns:
+            Whether there is nothing more to see of it.
+        """
+        if self._knows_way and path in self._plain:
+            self._paths.append(path)
+            return True
+        return False
+
+    def comes_out_of(self, path: str) -> bool:
+        """The same of one that has returned."""
+        if self._knows_way and path in self._plain:
+            if self._paths and self._paths[-1] == path:
+                self._paths.pop()
+            self._way.append(path)
+            return True
+        return False
 
     def enters(self, path: str) -> None:
         """A module's forward is about to run."""
@@ -331,6 +350,8 @@ class Tracer:
 
     def refresh(self) -> None:
         """Look at the modules again: lazy ones have got their parameters, sources have been recorded."""
+        modules = self.model.named_modules()
+        self._plain = {p for p, m in modules if host_of(p, m) is None and not any(computed(m))}
         first_names: dict[int, str] = {}
         self._specs = {path: layer_spec(path, m, first_names) for path, m in self._layers.items()}
         self._bare.refresh(self._specs, self._layers)

@@ -36,6 +36,7 @@ from fanin.adapters.torch.frames import calling_frame, is_running
 from fanin.adapters.torch.hooks import Handles, Hook, is_ours_alone
 from fanin.adapters.torch.modes import is_recording
 from fanin.adapters.torch.outgoing import Outgoing
+from fanin.adapters.torch.passing import entering, leaving
 from fanin.adapters.torch.scaling import kept, scale_of
 from fanin.adapters.torch.sharding import is_replicated, require_sharded_before
 from fanin.adapters.torch.sight import Sight
@@ -135,8 +136,8 @@ class TorchWatching:
         hang = self._handles.add
         hang(self.model.register_forward_pre_hook(self._hook(self._begins), with_kwargs=True, prepend=True))
         for path, module in self.model.named_modules():
-            enter, leave = self._hook(self._enters, path), self._hook(self._leaves, path)
-            hang(module.register_forward_pre_hook(enter))
+            hang(module.register_forward_pre_hook(entering(self._tracer, path, self._sees_entry)))
+            leave = leaving(self._tracer, path, self._sees_exit)
             hang(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
         hang(self.model.register_forward_hook(self._hook(self._ends), always_call=True))
 
@@ -246,7 +247,8 @@ class TorchWatching:
         if self._compiled:
             return
         self._guarded(self._begins, module, args, {})
-        self._guarded(self._enters, "", module, args)
+        if self._tracer.awake:
+            self._sees_entry("", module, args)
 
     # -- the life of a step
 
@@ -323,14 +325,12 @@ class TorchWatching:
         """Whether this pass repeats one that was seen: activation checkpointing, in the midst of its backward."""
         return bool(self._roots) and self._sight.draft is not None and not self._sight.draft.stepped
 
-    def _enters(self, path: str, module: nn.Module, args: Any) -> None:
-        if self._tracer.awake:
-            self._tracer.enters(path)
+    def _sees_entry(self, path: str, module: nn.Module, args: Any) -> None:
+        self._guarded(self._tracer.enters, path)
 
-    def _leaves(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._tracer.awake:
-            failed = output is None and sys.exception() is not self._outer_error
-            self._tracer.leaves(path, module, (*args, *kwargs.values()), output, failed)
+    def _sees_exit(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        failed = output is None and sys.exception() is not self._outer_error
+        self._guarded(self._tracer.leaves, path, module, (*args, *kwargs.values()), output, failed)
 
     def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._depth = max(0, self._depth - 1)
