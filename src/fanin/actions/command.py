@@ -48,6 +48,9 @@ class Command(Action):
         except subprocess.TimeoutExpired:
             _end(child)
             raise self._error(f"still running after {self._seconds:g} s; it was ended") from None
+        except BaseException:  # Ctrl-C: the terminal tells us, and not a child in a session of its own
+            _end(child)
+            raise
         if child.returncode:
             raise self._error(f"exit code {child.returncode}")
         return "the command ended with code 0"

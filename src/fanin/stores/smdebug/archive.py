@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from typing import Any
 
 from numpy.typing import NDArray
 from pyarrow.fs import FileInfo, FileSystem, FileType
 
-from fanin.errors import TrialFormatError, TrialNotFoundError
+from fanin.errors import StoreError, TrialFormatError, TrialNotFoundError
 from fanin.stores.smdebug import collection, index, records
 from fanin.stores.smdebug.collection import Collections
 from fanin.stores.smdebug.folder import Folder, OpenFile
@@ -25,6 +26,10 @@ from fanin.stores.smdebug.index import INDEX_FILE, LARGEST_JSON, Location, Saved
 
 END_MARKER = "training_job_end.ts"
 COLLECTIONS_FILE = "_collections.json"
+HEAD = 4096
+"""Bytes of the first event file that tell a run from others: the time in it is among the first 21, and the rest is
+values; a page of a disk, and one request to an object store."""
+
 AN_SMDEBUG_TRIAL = "a directory with collections/, index/ and events/, as smdebug writes it"
 
 
@@ -137,6 +142,25 @@ class Archive:
         """The last step that all workers wrote, or that any wrote before the job ended; -1 for none."""
         whole = [s for s, by in self.saved.items() if self.ended or len(by) >= self.expected_workers]
         return max(whole, default=-1)
+
+    @property
+    def identity(self) -> str:
+        """What tells this run from every other: the beginning of its first event file, which holds the time to the
+        microsecond; empty where it cannot be read.
+
+        Of the first step that is whole, since workers may come in any order; of the first, where none is whole yet.
+        """
+        if not self.saved:
+            return ""
+        whole = (step for step in self.steps if len(self.saved[step]) >= self.expected_workers)
+        by_worker = self.saved[next(whole, self.steps[0])]
+        places = next((saved.tensors for _, saved in sorted(by_worker.items()) if saved.tensors), {})
+        try:
+            first = min(places.values(), key=lambda place: place.start)
+            with self.folder.opened(first.file) as file:
+                return sha256(file.read(0, HEAD)).hexdigest()[:16]
+        except (StoreError, OSError, ValueError):
+            return ""  # whoever asks for the values is told why
 
     @property
     def idle_for(self) -> float:
