@@ -90,6 +90,12 @@ class Beside:
             return self._claim_locally(f"{name}.json", data)
         return self._claim_remotely(name, data)
 
+    def is_claimed(self, name: str) -> bool:
+        """Whether anybody has made it appear."""
+        if isinstance(self.directory.filesystem, LocalFileSystem):
+            return self.has(f"{name}.json")
+        return bool(self._claims(name))
+
     def _claim_locally(self, name: str, data: bytes) -> bool:
         """Whole, under a name of its own, which then becomes the one that is claimed, unless that is taken."""
         temporary = f"{self.directory.path}/.{name}-{secrets.token_hex(4)}.tmp"

@@ -432,7 +432,7 @@ def _steps_of(steps: tuple[Step, ...], worker: int) -> Iterator[Step]:
 
 def identity_of(about: Mapping[str, str]) -> str:
     """What tells a run from every other, by what is known of it. Whoever begins to write a trial draws it by chance;
-    one of an older fanin is known by all that it says of itself: the second in which it began, its command, its machine.
+    one of an older fanin is known by all that it says of itself: when it began, its command, its machine.
 
     >>> identity_of({"identity": "8d3f0c2a9be14f76", "command": "train.py"})
     '8d3f0c2a9be14f76'

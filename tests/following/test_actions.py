@@ -27,6 +27,7 @@ from fanin.errors import ActionError, UsageError
 from fanin.follow import Following, follow
 from fanin.pulse import parsed
 from fanin.status import Done, Standing
+from fanin.stores.parquet import ParquetStore
 
 from .growing import Growing, poor, receiver
 from .test_status import SCHEMA
@@ -64,7 +65,7 @@ def taken(actions: Sequence[Action], standing: Standing) -> list[Done]:
 
 
 def notice(text: str = "{}") -> Notice:
-    return Notice("runs/exp1", "runs/exp1: poor initialization", "why", text)
+    return Notice("runs/exp1", "8d3f0c2a9be14f76", "runs/exp1: poor initialization", "why", text)
 
 
 # ── once ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -156,9 +157,10 @@ def test_a_request_to_stop_lies_beside_the_trial(standing: Standing) -> None:
     assert taken([Stop(standing.trial)], standing)[0].outcome == "done"
     request = parsed(Beside.at(standing.trial).read(STOP))
     assert standing.findings[0].code in request.why
+    assert request.run == standing.run == ParquetStore(standing.trial).load().identity
 
 
-def test_whatever_lies_there_is_a_request() -> None:
+def test_whatever_lies_there_can_be_read_and_names_no_run() -> None:
     assert [parsed(text).why for text in (None, b"", b"[]", b"\xff", b"[" * 5000, b'{"why": 3}')] == [
         ""
     ] * 5 + ["3"]

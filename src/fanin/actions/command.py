@@ -42,9 +42,9 @@ class Command(Action):
             start_new_session=True,
         )
         try:
-            child.communicate(notice.json, timeout=self._seconds)
-        except BrokenPipeError:
-            child.wait()  # it need not read
+            with suppress(BrokenPipeError):  # it need not read
+                child.communicate(notice.json, timeout=self._seconds)
+            child.wait(self._seconds)
         except subprocess.TimeoutExpired:
             _end(child)
             raise self._error(f"still running after {self._seconds:g} s; it was ended") from None

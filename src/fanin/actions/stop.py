@@ -39,7 +39,11 @@ class Stop(Action):
                 where=notice.trial,
                 next_step="--run 'aws sagemaker stop-training-job --training-job-name NAME'",
             )
-        said = {"run": notice.run, "why": notice.title, "by": f"follow on {socket.gethostname()}:{os.getpid()}"}
+        said = {
+            "run": notice.run,
+            "why": notice.title,
+            "by": f"follow on {socket.gethostname()}:{os.getpid()}",
+        }
         try:
             Beside.at(self._trial).write(STOP, json.dumps(said).encode())
         except OSError as error:

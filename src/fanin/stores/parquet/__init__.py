@@ -11,9 +11,9 @@ In an object store the names end in a word that is the writer's own, as part-w00
 
 A part appears whole or not at all, so a trial can be read while it is written, and after a crash up to the break.
 
-A run is known by the identity that its lowest worker has drawn (`Trial.identity`). A worker that finds others here takes
-over theirs; those that begin at the same moment draw one each, and the lowest one's counts. So nobody waits for anybody,
-and what a run is called can change only before it has a step.
+A run is known by the identity that its lowest worker has drawn (`Trial.identity`). A worker that finds others here
+takes over theirs; those that begin at the same moment draw one each, and the lowest one's counts. So nobody waits for
+anybody, and what a run is called can change only before it has a step.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ class ParquetStore(Store):
                 expected="0, 1, 2, ...",
                 next_step="pass the rank of this process, e.g. int(os.environ['RANK'])",
             )
-        known = with_run({str(key): str(value) for key, value in (about or {}).items()})
+        said = with_run({str(key): str(value) for key, value in (about or {}).items()})
         with self._reaching("written", "choose a directory that can be written"):
-            claimed, known = self._claim(worker, known)
+            claimed, known = self._claim(worker, said)
         is_of = partial(self._is_of, claimed, known)
         return ParquetWriter(claimed, known, Delivery(self._sending(), self.uri), is_of)
 
