@@ -152,11 +152,12 @@ def test_terminate_sends_sigterm_to_the_process(place: Path) -> None:
 def has_listened(place: Path) -> bool:
     """Whether a watch that beats there has looked for requests since now: each beat is followed by a look."""
     beat = place / beat_name(0)
-    return all(soon(lambda before=seen(beat): seen(beat) not in (b"", before)) for _ in range(2))
+    return all(_beats_again(beat) for _ in range(2))
 
 
-def seen(beat: Path) -> bytes:
-    return beat.read_bytes() if beat.exists() else b""
+def _beats_again(beat: Path) -> bool:
+    before = beat.read_bytes() if beat.exists() else b""
+    return soon(lambda: beat.exists() and beat.read_bytes() != before)
 
 
 @pytest.mark.parametrize(

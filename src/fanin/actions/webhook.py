@@ -2,8 +2,8 @@
 
 A secret comes from an environment variable and is never shown: either as `Authorization: Bearer ...`, which is sent
 over https or to this machine only, or as the key of `X-Fanin-Signature: sha256=<HMAC-SHA256 of X-Fanin-Timestamp, a
-full stop, and the body>`. Redirects are refused, since they would carry it elsewhere. An address may be a secret by itself
-(Slack's are): of it only the host is shown.
+full stop, and the body>`. Redirects are refused, since they would carry it elsewhere. An address may be a secret by
+itself (Slack's are): of it only the host is shown.
 
 All tries of one delivery carry the same `X-Fanin-Delivery`, by which a receiver can drop what it has got already: an
 answer that was lost on the way looks to us as if nothing had arrived.
@@ -77,7 +77,8 @@ class Webhook(Action):
                 next_step="use https://, or --webhook-auth hmac, which signs by the secret and does not send it",
             )
         # A proxy from the environment would carry to another machine what is meant to stay on this one.
-        self._open = (_STRAIGHT if _is_here(host) else _OPENER).open
+        straight = [urllib.request.ProxyHandler({})] if _is_here(host) else []
+        self._open = urllib.request.build_opener(_NoRedirects, *straight).open
 
     def do(self, notice: Notice) -> str:
         """Deliver it, with some tries.
@@ -147,10 +148,6 @@ class Webhook(Action):
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirects)
-_STRAIGHT = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
 
 
 def _host(url: str) -> str:
