@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import s3
 from fanin import launch
 from fanin.stores.parquet import ParquetStore
@@ -47,9 +49,12 @@ def test_secrets_of_an_address_are_not_shown(endpoint: str, bucket_uri: str) -> 
     assert bucket_uri in refused.stderr
 
 
-def test_another_process_of_a_launcher_may_have_begun_this_run(endpoint: str, bucket_uri: str) -> None:
-    ParquetStore(bucket_uri).begin(0, {"run_id": "h:1"}).close()
-    assert fanin_run(bucket_uri, MASTER_ADDR="h", MASTER_PORT="1", RANK="1").stdout == "ran\n"
+@pytest.mark.parametrize("launcher", [{"MASTER_ADDR": "h"}, {"TORCHELASTIC_RUN_ID": "job7"}], ids=str)
+def test_another_process_of_a_launcher_may_have_begun_this_run(
+    endpoint: str, bucket_uri: str, launcher: dict[str, str]
+) -> None:
+    ParquetStore(bucket_uri).begin(0, {"run_id": "job7"}).close()
+    assert fanin_run(bucket_uri, RANK="1", **launcher).stdout == "ran\n"
 
 
 def test_a_store_that_nobody_can_enter_does_not_keep_the_script_from_running(

@@ -281,7 +281,8 @@ def follow(
       fanin follow runs/exp1 --serve           and look at it in a browser
 
     What is thought of the trial by now is kept beside it, in _status.json: InProgress, NoIssuesFound, IssuesFound or
-    Error. Each action is done once for a trial and a finding, however many follow it. --stop asks the training to stop:
+    Error; a worse verdict on the same run stays. Each action is done at most once for a run and a finding, however many
+    follow it (and may write beside the trial, or share a --status FILE). --stop asks the training to stop:
     `fanin run` then sends SIGTERM to the script (unless FANIN_ON_STOP=ignore); `fanin.watch` does what its `on_stop`
     says.
 
