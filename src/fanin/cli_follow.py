@@ -281,10 +281,10 @@ def follow(
       fanin follow runs/exp1 --serve           and look at it in a browser
 
     What is thought of the trial by now is kept beside it, in _status.json: InProgress, NoIssuesFound, IssuesFound or
-    Error; a worse verdict on the same run stays. Each action is done at most once for a run and a finding, however many
-    follow it (and may write beside the trial, or share a --status FILE). --stop asks the training to stop:
-    `fanin run` then sends SIGTERM to the script (unless FANIN_ON_STOP=ignore); `fanin.watch` does what its `on_stop`
-    says.
+    Error; a verdict on a run gives way to a worse one only. Each action is done at most once for a run and a finding,
+    by whoever of those that follow it notes so first, beside the trial and --status FILE. --stop asks the training to
+    stop: `fanin run` then sends SIGTERM to the script (unless FANIN_ON_STOP=ignore); `fanin.watch` does what its
+    `on_stop` says.
 
     Exit codes: 0 healthy, 1 poor, 2 usage or broken input, 3 undecided, 4 timed out, 130 interrupted.
     """

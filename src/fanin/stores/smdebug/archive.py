@@ -18,7 +18,7 @@ from typing import Any
 from numpy.typing import NDArray
 from pyarrow.fs import FileInfo, FileSystem, FileType
 
-from fanin.errors import StoreError, TrialFormatError, TrialNotFoundError
+from fanin.errors import TrialFormatError, TrialNotFoundError
 from fanin.stores.smdebug import collection, index, records
 from fanin.stores.smdebug.collection import Collections
 from fanin.stores.smdebug.folder import Folder, OpenFile
@@ -146,21 +146,28 @@ class Archive:
     @property
     def identity(self) -> str:
         """What tells this run from every other: the beginning of its first event file, which holds the time to the
-        microsecond; empty where it cannot be read.
+        microsecond; empty where there is none, or it is damaged.
 
         Of the first step that is whole, since workers may come in any order; of the first, where none is whole yet.
+
+        Raises:
+            StoreError: It cannot be reached.
         """
-        if not self.saved:
-            return ""
-        whole = (step for step in self.steps if len(self.saved[step]) >= self.expected_workers)
-        by_worker = self.saved[next(whole, self.steps[0])]
-        places = next((saved.tensors for _, saved in sorted(by_worker.items()) if saved.tensors), {})
+        name = self._first_events()
         try:
-            first = min(places.values(), key=lambda place: place.start)
-            with self.folder.opened(first.file) as file:
-                return sha256(file.read(0, HEAD)).hexdigest()[:16]
-        except (StoreError, OSError, ValueError):
-            return ""  # whoever asks for the values is told why
+            with self.folder.opened(name) as file:
+                return sha256(file.read(0, HEAD)).hexdigest()[:16] if name else ""
+        except TrialFormatError:
+            return ""  # whoever asks for its values is told why
+
+    def _first_events(self) -> str:
+        """The event file that began first; empty for none."""
+        holding = [by for _, by in sorted(self.saved.items()) if any(saved.tensors for saved in by.values())]
+        whole = [by for by in holding if len(by) >= self.expected_workers]
+        for by_worker in whole or holding:
+            worker = min(worker for worker, saved in by_worker.items() if saved.tensors)
+            return next(iter(by_worker[worker].tensors.values())).file
+        return ""
 
     @property
     def idle_for(self) -> float:
