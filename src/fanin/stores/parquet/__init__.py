@@ -13,7 +13,7 @@ A part appears whole or not at all, so a trial can be read while it is written, 
 
 A run is known by the identity that its lowest worker has drawn (`Trial.identity`). A worker that finds others here
 takes over theirs; those that begin at the same moment draw one each, and the lowest one's counts. So nobody waits for
-anybody, and what a run is called can change only before it has a step.
+anybody. What a run is called can change only while its workers begin: where they train together, before it has a step.
 """
 
 from __future__ import annotations
