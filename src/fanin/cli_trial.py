@@ -56,14 +56,14 @@ def _line(one: Kept, no_verdict: bool) -> tuple[str, str, str]:
     from fanin.reports.typeset import counted, escape
 
     if one.trial is None:
-        return escape(one.uri), "cannot be read", one.error.what if one.error else ""
+        return one.uri, "cannot be read", one.error.what if one.error else ""
     diagnosis = None if no_verdict else judge(one.trial).diagnosis
     said = diagnosis.verdict.value if diagnosis else ""
     documented = diagnosis.documented if diagnosis and one.trial.is_foreign else None
     state = "" if one.trial.complete else ", not closed"
     rule = f", SageMaker's rule: {documented.value}" if documented else ""
     return (
-        escape(one.uri),
+        one.uri,
         said,
         f"{escape(one.trial.spec.name)}, {counted(len(one.trial.steps), 'step')}{rule}{state}",
     )
