@@ -37,6 +37,11 @@ def test_details_that_were_not_given_leave_no_line() -> None:
     assert str(FaninError("no", got="this")) == "no\n  got       this"
 
 
+def test_what_others_wrote_cannot_harm_a_terminal_and_lines_stay_lines() -> None:
+    error = FaninError("a part \x1b[2J", where="é/\x07\u202e", got="one\n  two\r")
+    assert str(error) == "a part \\x1b[2J\n  where     é/\\x07\\u202e\n  got       one\n  two\\r"
+
+
 def test_details_stay_readable_one_by_one() -> None:
     error = FaninError("no", where="here", got="this", expected="that", next_step="go on")
     assert (error.what, error.where, error.got, error.expected, error.next_step) == (

@@ -1,7 +1,7 @@
 """Small files beside the parts of a trial: what those who write it and those who follow it say to one another.
 
     _beat-w00000         worker 0 is alive; written anew every second while it captures, gone once it is done
-    _stop.json           somebody asks the training to stop
+    _stop.json           somebody asks the run that it names to stop
     _status.json         what a follower makes of the trial by now
     _done-<hash>.json    an action was begun, by whoever made this file first
 
@@ -89,6 +89,12 @@ class Beside:
         if isinstance(self.directory.filesystem, LocalFileSystem):
             return self._claim_locally(f"{name}.json", data)
         return self._claim_remotely(name, data)
+
+    def is_claimed(self, name: str) -> bool:
+        """Whether anybody has made it appear."""
+        if isinstance(self.directory.filesystem, LocalFileSystem):
+            return self.has(f"{name}.json")
+        return bool(self._claims(name))
 
     def _claim_locally(self, name: str, data: bytes) -> bool:
         """Whole, under a name of its own, which then becomes the one that is claimed, unless that is taken."""

@@ -162,7 +162,9 @@ class Watch:
             model, WatchPlan(needed, self._steps, self._keep, self._on_error, worker)
         )
         if trial is not None and not isinstance(self._store, MemoryStore):
-            self._pulse = Pulse(os.fspath(trial), worker, partial(_obey, on_stop, adapter, ref(model)))
+            self._pulse = Pulse(
+                os.fspath(trial), worker, self._writer.is_of, partial(_obey, on_stop, adapter, ref(model))
+            )
             finalize(model, self._pulse.leave).atexit = False  # who trained it needs no longer be stopped
 
     def __enter__(self) -> Watch:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fanin.beside import Beside
     from fanin.follow import Following, Look
     from fanin.serve import LivePage
-    from fanin.status import Done, Standing, StatusFile
+    from fanin.status import Done, Kept, Standing, StatusFile
 
 BROKEN, TIMED_OUT = 2, 4
 """Exit codes besides the verdict's."""
@@ -63,7 +63,8 @@ class Progress:
     page: LivePage | None
     taken: list[Done] = field(default_factory=list)
     is_kept: bool = True
-    _acted: set[tuple[str, str, str]] = field(default_factory=set)
+    is_outweighed: bool = False
+    _acted: set[tuple[str, str, str, str]] = field(default_factory=set)
 
     def take(self, look: Look, line: Line) -> None:
         """One look at the trial."""
@@ -73,9 +74,9 @@ class Progress:
         standing = look.standing.with_actions(self.taken)
         line.show(standing, look.error)
         self._keep(standing)
-        new = [f for f in standing.findings if (f.code, f.layer, f.tensor) not in self._acted]
+        new = [f for f in standing.findings if (standing.run, f.code, f.layer, f.tensor) not in self._acted]
         if standing.status is Status.ISSUES_FOUND and new and self.actions:
-            self._acted |= {(f.code, f.layer, f.tensor) for f in new}
+            self._acted |= {(standing.run, f.code, f.layer, f.tensor) for f in new}
             for done in take(self.actions, replace(standing, findings=tuple(new)), self.claims):
                 self.taken.append(done)
                 line.say(f"{done.action}: {done.outcome}" + (f", {done.detail}" if done.detail else ""))
@@ -83,16 +84,10 @@ class Progress:
         if self.page is not None and look.report is not None:
             self.page.show(look.report)  # last: to draw it takes a second
 
-    def fail(self, trial: str, error: FaninError) -> None:
-        """Rules that cannot apply to this trial, and the like."""
-        from fanin.status import Ended, Standing, Status
-        from fanin.stores.place import shown
-
-        self._keep(Standing(shown(trial), Status.ERROR, ended=Ended.BROKEN, why=error.what))
-
     def _keep(self, standing: Standing) -> None:
         try:
-            self.status.write(standing)
+            if not self.status.write(standing) and standing.ended and standing.status.weight:
+                self._say_whose(self.status.kept())
         except OSError as error:
             if self.is_kept:
                 why = error.strerror or type(error).__name__
@@ -100,6 +95,14 @@ class Progress:
                     f"status: not kept beside the trial ({why}); --status FILE keeps it elsewhere", err=True
                 )
             self.is_kept = False
+
+    def _say_whose(self, kept: Kept | None) -> None:
+        """Whose verdict is worse than ours, or of more, and so stays."""
+        from fanin.errors import escape
+
+        if kept is not None and not self.is_outweighed:
+            click.echo(f"status: stays {escape(str(kept))}", err=True)
+        self.is_outweighed = True
 
 
 class Line:
@@ -145,9 +148,10 @@ class Line:
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        from fanin.errors import escape
         from fanin.output import encodable
 
-        self._console.print(encodable(text, sys.stderr), soft_wrap=True)
+        self._console.print(encodable(escape(text), sys.stderr), soft_wrap=True)
 
 
 def made_actions(
@@ -177,6 +181,7 @@ def configured(path: str, trial: str) -> tuple[list[Any], list[Action]]:
     """The rules and the actions of a configuration; what of it has no effect is said."""
     from fanin.config import load_configuration
     from fanin.configured import mapped
+    from fanin.errors import escape
 
     found = load_configuration(path)
     if len(found) > 1:
@@ -186,7 +191,7 @@ def configured(path: str, trial: str) -> tuple[list[Any], list[Action]]:
         done = mapped(one.actions, trial)
         actions += done.actions
         for note in (*one.notes, *done.notes):
-            click.echo(f"config: {note}", err=True)
+            click.echo(f"config: {escape(note)}", err=True)
     return [one.rule for one in found], actions
 
 
@@ -276,9 +281,10 @@ def follow(
       fanin follow runs/exp1 --serve           and look at it in a browser
 
     What is thought of the trial by now is kept beside it, in _status.json: InProgress, NoIssuesFound, IssuesFound or
-    Error. Each action is done once for a trial and a finding, however many follow it. --stop asks the training to stop:
-    `fanin run` then sends SIGTERM to the script (unless FANIN_ON_STOP=ignore); `fanin.watch` does what its `on_stop`
-    says.
+    Error; a verdict on a run gives way to a worse one only. Each action is done at most once for a run and a finding,
+    by whoever of those that follow it notes so first, beside the trial and --status FILE. --stop asks the training to
+    stop: `fanin run` then sends SIGTERM to the script (unless FANIN_ON_STOP=ignore); `fanin.watch` does what its
+    `on_stop` says.
 
     Exit codes: 0 healthy, 1 poor, 2 usage or broken input, 3 undecided, 4 timed out, 130 interrupted.
     """
@@ -323,12 +329,8 @@ def followed(
             how = replace(how, to_the_end=True)
         look: Look | None = None
         with Line().shown() as line, _ended_by_hand(page):
-            try:
-                for look in follow(trial, how):
-                    progress.take(look, line)
-            except FaninError as error:
-                progress.fail(trial, error)
-                raise
+            for look in follow(trial, how):
+                progress.take(look, line)
         if look is None:
             raise KeyboardInterrupt
         if page is not None and look.standing.ended not in (Ended.NOT, Ended.TIMED_OUT):

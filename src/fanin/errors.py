@@ -19,6 +19,15 @@ Every message says what went wrong, where, what was got, what was expected and w
 from __future__ import annotations
 
 
+def escape(text: str) -> str:
+    r"""Text with every character that does not print (controls, directions, surrogates) written out.
+
+    >>> print(escape("a\x1b[2Jb"))
+    a\x1b[2Jb
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class FaninError(Exception):
     """An error that tells its reader how to go on.
 
@@ -52,7 +61,9 @@ class FaninError(Exception):
             "expected": self.expected,
             "next": self.next_step,
         }
-        return "\n".join([self.what, *(f"  {label:<9} {text}" for label, text in details.items() if text)])
+        said = "\n".join([self.what, *(f"  {label:<9} {text}" for label, text in details.items() if text)])
+        # Much of it is what files of others say, and ends up on a terminal.
+        return "\n".join(map(escape, said.split("\n")))
 
 
 class UsageError(FaninError):

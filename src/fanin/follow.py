@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fanin.beside import Beside
-from fanin.errors import FaninError, StoreError, TrialFormatError, TrialNotFoundError
+from fanin.errors import FaninError, RuleParameterError, StoreError, TrialFormatError, TrialNotFoundError
 from fanin.examine import Report, judge, load_trial
 from fanin.finding import Verdict
 from fanin.glance import Glance, Liveness, glance
@@ -71,9 +71,10 @@ class Look:
 def follow(uri: str, how: Following | None = None) -> Iterator[Look]:
     """What each new look at a trial shows, until `standing.ended`. The trial may not be there yet.
 
+    A rule whose parameters cannot apply to this trial breaks it off: `Look.error` says so.
+
     Raises:
         UsageError: This cannot be the address of a trial.
-        RuleParameterError: A rule's parameters cannot apply to this trial.
     """
     follower = _Follower(uri, how or Following())
     follower.is_news()
@@ -96,6 +97,7 @@ class _Follower:
         self._parts: dict[bytes, Part] = {}
         self._seen: Glance | None = None
         self._report: Report | None = None
+        self._run = ""
         self._error: FaninError | None = None
         self._failing_since: float | None = None
         self._ended = Ended.NOT
@@ -156,7 +158,12 @@ class _Follower:
 
     def _judge(self, trial: Trial) -> None:
         self._error = self._failing_since = None
-        self._report = judge(trial, rules=self._how.rules)
+        self._run = trial.identity
+        try:
+            self._report = judge(trial, rules=self._how.rules)
+        except RuleParameterError as error:  # which no later look would change
+            self._error, self._ended = error, Ended.BROKEN
+            return
         if self.is_over and self._ended is not Ended.WRITER_DEAD:
             return
         if trial.complete:
@@ -176,6 +183,8 @@ class _Follower:
             steps=len(report.trial.train_steps) if report else 0,
             findings=tuple(origin.finding for origin in diagnosis.origins) if diagnosis else (),
             rules=self._codes,
+            run=self._run,
+            is_awaited=report is None and self._error is None,
         )
 
     def _why(self, report: Report | None) -> str:

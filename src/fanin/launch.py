@@ -11,11 +11,13 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from fanin.errors import TrialExistsError, UsageError
 
@@ -35,6 +37,13 @@ FORWARDED = (
 SI_KERNEL = 0x80
 """`si_code` of a signal from the kernel, such as Ctrl-C: the terminal has sent it to the child as well (Linux)."""
 
+LOOK_S = 10.0
+"""Seconds for the look whether an object store holds a trial already, as long as a watch waits for the place of its
+trial (`capture.BEGIN_S`)."""
+
+TAKEN = 9
+"""Exit code of who looked and found one: 1 and 2 are Python's."""
+
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes of a shell that cannot start a command."""
 
@@ -44,7 +53,7 @@ def launch(command: Sequence[str], trial: str, steps: int) -> int:
 
     Args:
         command: The program and its arguments.
-        trial: Where the trial shall be written; a local path must be free.
+        trial: Where the trial shall be written, which must be free.
         steps: How many training steps to watch.
 
     Returns:
@@ -142,12 +151,49 @@ def require_free(trial: str) -> None:
     Raises:
         TrialExistsError: There is something.
     """
-    if "://" not in trial and os.path.lexists(trial):
+    if os.path.lexists(trial) if "://" not in trial else _is_taken(trial):
+        from fanin.stores.place import shown  # here, where nothing is started any more
+
         raise TrialExistsError(
             "there is something already where the trial should go",
-            where=trial,
+            where=shown(trial),
             next_step="pass another --trial, or move this one away",
         )
+
+
+def _is_taken(trial: str) -> bool:
+    """Whether there is a trial in an object store. By a child that is killed if the store is silent: it loads what
+    the script may not notice, and who hangs in a request cannot be ended otherwise. Where the store does not answer,
+    or the environment names a launcher, whose other processes may have begun this very run, the script finds out."""
+    if os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("MASTER_ADDR"):
+        return False
+    child = os.fork()
+    if not child:
+        _look_and_end(trial)
+    until = time.monotonic() + LOOK_S
+    try:
+        while time.monotonic() < until:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                child = 0
+                return os.waitstatus_to_exitcode(status) == TAKEN
+            time.sleep(0.01)
+        return False
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _look_and_end(trial: str) -> NoReturn:
+    """In the child: say by the exit code what is there."""
+    code = 0
+    try:
+        from fanin.shelf import is_trial
+
+        code = TAKEN if is_trial(trial) else 0
+    finally:
+        os._exit(code)  # whatever was raised: the parent's own end is not the child's to run
 
 
 def environment(trial: str, steps: int) -> dict[str, str]:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from fanin.beside import STOP, Beside, beat_name
+from fanin.errors import StoreError, escape
 
 log = logging.getLogger("fanin")
 
@@ -40,23 +41,35 @@ class Request:
     Attributes:
         why: The verdict in a line.
         by: Who asks.
+        run: The identity of the run that is meant; one that names none is meant for nobody, since nobody knows
+            how long it has been there.
     """
 
     why: str
     by: str = ""
+    run: str = ""
 
 
 class Pulse:
     """One worker's pulse, from construction until `close`.
 
+    Args:
+        uri: Of its trial.
+        worker: Its rank.
+        is_of: Whether a run, by its identity, is the one that this worker writes.
+        heard: Called once with a request that is meant for it.
+
     Attributes:
         request: What was heard; None for nothing.
     """
 
-    def __init__(self, uri: str, worker: int, heard: Callable[[Request], None]) -> None:
+    def __init__(
+        self, uri: str, worker: int, is_of: Callable[[str], bool], heard: Callable[[Request], None]
+    ) -> None:
         self.request: Request | None = None
         self._uri = uri
         self._worker = worker
+        self._is_of = is_of
         self._heard = heard
         self._process = os.getpid()
         self._captured_at: float | None = None
@@ -97,7 +110,7 @@ class Pulse:
         while not self._is_over():
             with suppress(OSError):  # a full or hanging disk: the parts say so, and training goes on
                 self._beat(beside)
-            with suppress(OSError):
+            with suppress(OSError, StoreError):
                 self._listen(beside)
             self._woken.wait(EVERY_S)
             self._woken.clear()
@@ -118,31 +131,26 @@ class Pulse:
             self._beating = False
 
     def _listen(self, beside: Beside) -> None:
-        if not beside.has(STOP) or not self._is_of_this_run(beside):
+        if not beside.has(STOP):
             return
         request = parsed(beside.read(STOP))
+        if not request.run or not self._is_of(request.run):
+            return
         if self._closed:  # while it was read: what runs now is no longer this training
             return
         self.request = request
         self._heard(request)
 
-    def _is_of_this_run(self, beside: Beside) -> bool:
-        """Whether what lies there is younger than the first part of this run: an earlier one may have left its own."""
-        ages = {info.base_name: info.mtime_ns or 0 for info in beside.files()}
-        first = f"part-w{self._worker:05d}-000000"
-        return ages.get(STOP, 0) >= max(
-            (age for name, age in ages.items() if name.startswith(first)), default=0
-        )
-
 
 def parsed(text: bytes | None) -> Request:
-    """A request as it lies beside the trial; anything there is one, whatever it says.
+    """A request as it lies beside the trial, where anybody may have put it: it is printed, so it is escaped.
 
-    >>> parsed(b'{"why": "FAN102", "by": "follow on a:1"}')
-    Request(why='FAN102', by='follow on a:1')
+    >>> parsed(b'{"why": "FAN102", "by": "follow on a:1", "run": "8d3f0c2a9be14f76"}')
+    Request(why='FAN102', by='follow on a:1', run='8d3f0c2a9be14f76')
     """
     try:
         said = json.loads(text or b"{}")
-        return Request(str(said.get("why", ""))[:500], str(said.get("by", ""))[:200])
+        why, by, run = (escape(str(said.get(name, ""))) for name in ("why", "by", "run"))
+        return Request(why[:500], by[:200], run)
     except (ValueError, AttributeError, RecursionError):
         return Request("")

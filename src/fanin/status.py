@@ -1,10 +1,12 @@
 """What a follower says of a trial, in the words of SageMaker Debugger: a small JSON file for other systems to poll.
 
     {"schema_version": "1", "status": "IssuesFound", "verdict": "poor", "ended": "decided", "why": "...", "steps": 1,
-     "trial": "runs/exp1", "rules": [], "findings": [{"code": "FAN102", "layer": "fc1", ...}], "actions": [], ...}
+     "trial": "runs/exp1", "run": "8d3f0c2a9be14f76", "rules": [], "findings": [{"code": "FAN102", ...}], "actions": [],
+     "follower": {"host": "a", "pid": 7}, ...}
 
-`fanin/status.schema.json` in the package describes it. It appears whole, and a verdict in it stays: no follower that
-is still looking, or was stopped, writes over it.
+`fanin/status.schema.json` in the package describes it. It appears whole, and a verdict in it stays as long as it is
+about the same run: followers that are still looking, were stopped, found it better, or looked at less leave it, and
+`rules` and `follower` say whose it is. Another run at the same address starts afresh.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -27,6 +31,10 @@ from fanin.stores.parquet.directory import Directory
 SCHEMA_VERSION = "1"
 """Grows when a field changes its meaning or goes; a new field leaves it."""
 
+PATIENCE_S = 1.0
+"""How long one follower waits for another to have written the status, which takes a moment: one that was stopped in the
+midst of it must not stop others."""
+
 MOST_FINDINGS = 100
 """Findings in the file, which is to stay small. The report has all of them."""
 
@@ -40,9 +48,9 @@ class Status(StrEnum):
     ERROR = "Error"
 
     @property
-    def is_verdict(self) -> bool:
-        """Whether it says how the trial is."""
-        return self in (Status.NO_ISSUES_FOUND, Status.ISSUES_FOUND)
+    def weight(self) -> int:
+        """The worse a verdict, the more; 0 for none."""
+        return {Status.NO_ISSUES_FOUND: 1, Status.ISSUES_FOUND: 2}.get(self, 0)
 
 
 class Ended(StrEnum):
@@ -85,6 +93,8 @@ class Standing:
         findings: What makes it poor.
         rules: Codes of the rules that were asked; empty for all.
         actions: What was done about it.
+        run: The identity of the run; empty as long as nothing of it was read.
+        is_awaited: Whether there is no trial yet, so that whatever was said of this address is about an earlier run.
     """
 
     trial: str
@@ -96,6 +106,8 @@ class Standing:
     findings: tuple[Finding, ...] = ()
     rules: tuple[str, ...] = ()
     actions: tuple[Done, ...] = ()
+    run: str = ""
+    is_awaited: bool = False
 
     def with_actions(self, actions: Sequence[Done]) -> Standing:
         """The same with what was done about it."""
@@ -123,6 +135,7 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "ended": standing.ended.value or None,
         "why": standing.why,
         "trial": standing.trial,
+        "run": standing.run or None,
         "steps": standing.steps,
         "rules": list(standing.rules),
         "findings": [_finding(found) for found in standing.findings[:MOST_FINDINGS]],
@@ -131,8 +144,12 @@ def as_json(standing: Standing) -> dict[str, Any]:
             for done in standing.actions
         ],
         "updated": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "follower": {"host": socket.gethostname(), "pid": os.getpid()},
+        "follower": _ourselves(),
     }
+
+
+def _ourselves() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 def _finding(found: Finding) -> dict[str, Any]:
@@ -156,6 +173,62 @@ def _fitting(standing: Standing) -> bytes:
         standing = replace(
             standing, findings=standing.findings[: len(standing.findings[:MOST_FINDINGS]) // 2]
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a status file says that is there already.
+
+    Attributes:
+        status, trial, run, steps, rules: As in `Standing`.
+        follower: Whose it is.
+    """
+
+    status: Status
+    trial: str
+    run: str
+    steps: int
+    rules: frozenset[str]
+    follower: dict[str, Any]
+
+    @classmethod
+    def parsed(cls, text: bytes) -> Kept:
+        """What a file's bytes say.
+
+        Raises:
+            ValueError, TypeError, AttributeError, OverflowError, RecursionError: They are no status.
+        """
+        said = json.loads(text)
+        return cls(
+            status=Status(said.get("status")),
+            trial=str(said.get("trial")),
+            run=str(said.get("run") or ""),
+            steps=int(said.get("steps", 0)),
+            rules=frozenset(map(str, said.get("rules", ()))),
+            follower=dict(said.get("follower", {})),
+        )
+
+    def stays(self, new: Standing) -> bool:
+        """Whether it is a verdict on the same run that the new one must not weaken."""
+        if not self._is_of_run(new) or not self.status.weight:
+            return False
+        if self.status.weight != new.status.weight:
+            return self.status.weight > new.status.weight
+        return self.follower != _ourselves() and self._saw_more(new)
+
+    def _is_of_run(self, new: Standing) -> bool:
+        if new.run:
+            return self.run == new.run
+        return self.trial == new.trial and not new.is_awaited
+
+    def _saw_more(self, new: Standing) -> bool:
+        """Or something else: then the first one stays."""
+        asked_all = not new.rules or (self.rules and self.rules <= set(new.rules))
+        return self.steps > new.steps or not asked_all
+
+    def __str__(self) -> str:
+        rules = ", ".join(sorted(self.rules)) or "all rules"
+        return f"{self.status} by {self.follower.get('host')}:{self.follower.get('pid')}, {rules}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +269,7 @@ class StatusFile:
         return cls(Beside(Directory.at(str(folder))), Path(path).name)
 
     def write(self, standing: Standing) -> bool:
-        """Put it there, unless it is too early, or a verdict stands there already and this is none; whether it was
-        written.
+        """Put it there, unless it is too early, or a verdict that it would weaken is there; whether it was written.
 
         Raises:
             OSError: The place cannot be written.
@@ -205,14 +277,54 @@ class StatusFile:
         unborn = standing.verdict is None and standing.ended is not Ended.BROKEN
         if not self.beside.exists or (self.needs_trial and unborn):
             return False
-        if not standing.status.is_verdict and self._holds_verdict(standing):
-            return False
-        self.beside.write(self.name, _fitting(standing))
+        with _alone(self.beside.directory):
+            kept = self.kept()
+            if kept is not None and kept.stays(standing):
+                return False
+            self.beside.write(self.name, _fitting(standing))
         return True
 
-    def _holds_verdict(self, standing: Standing) -> bool:
+    def kept(self) -> Kept | None:
+        """What is there; None for nothing, or for what is no status.
+
+        Raises:
+            OSError: The place cannot be read.
+        """
         try:
-            said = json.loads(self.beside.read(self.name) or b"{}")
-            return said.get("trial") == standing.trial and Status(said.get("status")).is_verdict
-        except (ValueError, AttributeError, RecursionError):
-            return False
+            return Kept.parsed(self.beside.read(self.name) or b"")
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+            return None
+
+
+@contextmanager
+def _alone(directory: Directory) -> Iterator[None]:
+    """As the only one on this machine who looks at a status and writes it, or of two verdicts that come at once the
+    better one could be written over the worse. Object stores and some network disks have no such lock: there the two
+    would have to come within one request."""
+    folder = _locked(directory.path) if directory.is_local else None
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.close(folder)  # which gives the lock back, as the end of the process would
+
+
+def _locked(path: str) -> int | None:
+    """The directory's own lock, which leaves no file; None where there is none, or not in time."""
+    try:
+        import fcntl
+
+        folder = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < end:
+                time.sleep(0.005)
+                continue
+        except OSError:
+            pass
+        return folder

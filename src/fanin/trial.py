@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import reduce
+from hashlib import sha256
 from importlib import import_module
 from math import nan, prod
 from pathlib import PurePath
@@ -23,6 +26,12 @@ themselves with the first updates; after five steps the gradient's size separate
 
 SMDEBUG = "SageMaker Debugger"
 """`Trial.about["written_by"]` of a trial that it wrote: tensors by name, and no graph."""
+
+IDENTITY = "identity"
+"""Key of `Trial.about`: what tells this run from every other, also from a later one at the same address."""
+
+DRAWN = re.compile(r"[0-9A-Za-z._-]{1,64}")
+"""What can be an identity; anybody may have written the trial, and it is copied into files and messages."""
 
 
 class Role(StrEnum):
@@ -326,6 +335,11 @@ class Trial:
         return next((step for step in self.steps if step.mode is Mode.REFERENCE), None)
 
     @property
+    def identity(self) -> str:
+        """What tells its run from every other, see `identity_of`."""
+        return identity_of(self.about)
+
+    @property
     def is_foreign(self) -> bool:
         """Whether SageMaker Debugger wrote it, so that how its layers are connected is not known."""
         return self.about.get("written_by") == SMDEBUG
@@ -414,3 +428,18 @@ def _steps_of(steps: tuple[Step, ...], worker: int) -> Iterator[Step]:
             tuple(o for o in step.observations if o.worker == worker),
             {w: loss for w, loss in step.losses.items() if w == worker},
         )
+
+
+def identity_of(about: Mapping[str, str]) -> str:
+    """What tells a run from every other, by what is known of it. Whoever begins to write a trial draws it by chance;
+    one of an older fanin is known by all that it says of itself: when it began, its command, its machine.
+
+    >>> identity_of({"identity": "8d3f0c2a9be14f76", "command": "train.py"})
+    '8d3f0c2a9be14f76'
+    >>> identity_of({"started": "2026-03-01T09:30:00+00:00", "command": "train.py"})
+    'a98ed91c47651d3d'
+    """
+    said = about.get(IDENTITY, "")
+    if DRAWN.fullmatch(said):
+        return said
+    return sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:16]

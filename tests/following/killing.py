@@ -72,7 +72,7 @@ def writes(place: Path, trial: Trial, steps: int | None, seed: int, said: int) -
     pulse.EVERY_S = DEAD_AFTER_S / 20
     chance, start = random.Random(seed), trial.steps[0]
     writer = open_store(place).begin()
-    beating = pulse.Pulse(str(place), 0, lambda request: None)
+    beating = pulse.Pulse(str(place), 0, writer.is_of, lambda request: None)
     writer.describe(trial.spec)
     index = 0
     while steps is None or index < steps:

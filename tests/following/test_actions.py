@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import jsonschema
 import pytest
 
-from fanin.actions import take
+from fanin.actions import notice_of, take
 from fanin.actions.base import Action, Notice
 from fanin.actions.command import Command
 from fanin.actions.message import Message
@@ -27,8 +35,10 @@ from fanin.errors import ActionError, UsageError
 from fanin.follow import Following, follow
 from fanin.pulse import parsed
 from fanin.status import Done, Standing
+from fanin.stores.parquet import ParquetStore
 
 from .growing import Growing, poor, receiver
+from .test_pulse import soon
 from .test_status import SCHEMA
 
 with_apprise = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -64,7 +74,7 @@ def taken(actions: Sequence[Action], standing: Standing) -> list[Done]:
 
 
 def notice(text: str = "{}") -> Notice:
-    return Notice("runs/exp1", "runs/exp1: poor initialization", "why", text)
+    return Notice("runs/exp1", "8d3f0c2a9be14f76", "runs/exp1: poor initialization", "why", text)
 
 
 # ── once ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -105,8 +115,6 @@ def test_of_followers_that_come_at_once_one_acts(standing: Standing) -> None:
 
 
 def test_another_finding_is_another_reason_to_act_but_not_to_stop_again(standing: Standing) -> None:
-    from dataclasses import replace
-
     other = replace(standing, findings=(replace(standing.findings[0], layer="elsewhere"),))
     noted = Noted()
     outcomes = [[done.outcome for done in taken([noted, Stop(one.trial)], one)] for one in (standing, other)]
@@ -127,26 +135,122 @@ def test_one_that_fails_is_reported_and_the_others_are_done(standing: Standing) 
     assert SECRET not in repr(done)
 
 
-def test_where_nothing_can_be_noted_nothing_is_done_and_the_way_out_is_named(
-    standing: Standing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("way", ["a link", "another mount"])
+def test_one_trial_by_two_addresses_is_acted_upon_once(standing: Standing, tmp_path: Path, way: str) -> None:
+    """A mount by another path cannot be made in a test: a directory with the same claims stands for it."""
+    noted, elsewhere = Noted(), tmp_path / "elsewhere"
+    assert taken([noted], standing)[0].outcome == "done"
+    if way == "a link":
+        elsewhere.symlink_to(standing.trial)
+    else:
+        shutil.copytree(standing.trial, elsewhere)
+    growing = list(follow(str(elsewhere), Following(timeout=60.0)))[-1].standing
+    assert growing.trial != standing.trial
+    assert [done.outcome for done in taken([noted], growing)] == ["before"]
+
+
+def test_the_next_run_at_an_address_is_acted_upon_anew(standing: Standing) -> None:
+    noted = Noted()
+    outcomes = [taken([noted], replace(standing, run=run))[0].outcome for run in ("a", "b", "a")]
+    assert outcomes == ["done", "done", "before"]
+
+
+def test_what_is_claimed_is_done_whatever_becomes_of_the_next_finding(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    first = standing.findings[0]
+    several = replace(standing, findings=tuple(replace(first, layer=layer) for layer in ("a", "b", "c")))
+    real, asked = Beside.claim, iter([False, True, False])
+
+    def sometimes(beside: Beside, name: str, data: bytes) -> bool:
+        if next(asked):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(beside, name, data)
+
+    monkeypatch.setattr(Beside, "claim", sometimes)
+    noted = Noted()
+    done = taken([noted], several)
+    assert [one.outcome for one in done] == ["done", "failed"]
+    assert [found["layer"] for found in json.loads(noted.got[0].json)["findings"]] == ["a", "c"]
+
+
+def closing(monkeypatch: pytest.MonkeyPatch, place: str, code: int) -> None:
+    """From now on nobody can write there."""
     real = Beside.claim
 
     def refuse(beside: Beside, name: str, data: bytes) -> bool:
-        if beside.directory.path == standing.trial:
-            raise OSError(30, "Read-only file system")
+        if beside.directory.path == place:
+            raise OSError(code, os.strerror(code))
         return real(beside, name, data)
 
     monkeypatch.setattr(Beside, "claim", refuse)
+
+
+@pytest.fixture
+def places(standing: Standing, tmp_path: Path) -> list[Beside]:
+    """Beside the trial, and beside a status file."""
+    (tmp_path / "state").mkdir()
+    return [Beside.at(standing.trial), Beside.at(str(tmp_path / "state"))]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_where_nothing_can_be_noted_nothing_is_done_and_the_way_out_is_named(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch, places: list[Beside], code: int
+) -> None:
+    closing(monkeypatch, standing.trial, code)
     noted = Noted()
     failed = taken([noted], standing)[0]
     assert (failed.outcome, noted.got) == ("failed", [])
     assert "--status FILE" in failed.detail
-    elsewhere = tmp_path / "state"
-    elsewhere.mkdir()
-    places = [Beside.at(standing.trial), Beside.at(str(elsewhere))]
     outcomes = [done.outcome for _ in range(2) for done in take([noted], standing, places)]
     assert outcomes == ["done", "before"]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ETIMEDOUT, errno.ESTALE])
+def test_where_it_is_not_known_whether_it_was_noted_nothing_is_done(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch, places: list[Beside], code: int
+) -> None:
+    closing(monkeypatch, standing.trial, code)
+    noted = Noted()
+    assert [done.outcome for done in take([noted], standing, places)] == ["failed"]
+    assert noted.got == []
+
+
+@pytest.mark.parametrize("first", ["may write", "may not write"])
+def test_of_two_followers_of_which_one_may_not_write_one_acts_if_they_share_a_status_file(
+    standing: Standing, places: list[Beside], first: str
+) -> None:
+    outcomes = []
+    for may_write in (first == "may write", first != "may write"):
+        with pytest.MonkeyPatch.context() as patch:
+            if not may_write:
+                closing(patch, standing.trial, errno.EROFS)
+            outcomes += [done.outcome for done in take([Noted()], standing, places)]
+    assert outcomes == ["done", "before"]
+
+
+def test_one_that_may_not_write_sees_what_is_noted_beside_the_trial(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch, places: list[Beside]
+) -> None:
+    noted = Noted()
+    assert taken([noted], standing)[0].outcome == "done"
+    closing(monkeypatch, standing.trial, errno.EROFS)
+    assert [done.outcome for done in take([noted], standing, places)] == ["before"]
+
+
+def test_a_status_file_in_the_trial_itself_is_no_second_claim(standing: Standing, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(standing.trial)
+    places = [Beside.at(standing.trial), Beside.at(str(tmp_path / "link"))]
+    assert [done.outcome for _ in range(2) for done in take([Noted()], standing, places)] == [
+        "done",
+        "before",
+    ]
+
+
+def test_what_a_trial_says_cannot_harm_whoever_reads_a_message(standing: Standing) -> None:
+    evil = replace(standing.findings[0], layer="fc\x1b[2J", name="n\x07")
+    given = notice_of(replace(standing, why="w\x9b", findings=(evil,)))
+    assert (given.title + given.text.replace("\n", "") + given.json.replace("\n", "")).isprintable()
 
 
 # ── stop ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -156,9 +260,10 @@ def test_a_request_to_stop_lies_beside_the_trial(standing: Standing) -> None:
     assert taken([Stop(standing.trial)], standing)[0].outcome == "done"
     request = parsed(Beside.at(standing.trial).read(STOP))
     assert standing.findings[0].code in request.why
+    assert request.run == standing.run == ParquetStore(standing.trial).load().identity
 
 
-def test_whatever_lies_there_is_a_request() -> None:
+def test_whatever_lies_there_can_be_read_and_names_no_run() -> None:
     assert [parsed(text).why for text in (None, b"", b"[]", b"\xff", b"[" * 5000, b'{"why": 3}')] == [
         ""
     ] * 5 + ["3"]
@@ -199,6 +304,24 @@ def test_a_command_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> N
     assert not (tmp_path / "late").exists()
 
 
+def test_ctrl_c_ends_the_command_with_what_it_started(tmp_path: Path) -> None:
+    """In a process of its own, which gets the signal as from a terminal: the command is in another session."""
+    late = f'{sys.executable} -c \'import time; time.sleep(2); open("{tmp_path}/late", "w")\''
+    line = f"echo > {tmp_path}/began; ({late} & wait)"
+    script = (
+        "from fanin.actions.base import Notice; from fanin.actions.command import Command; "
+        f"Command({line!r}).do(Notice('', '', '', '', '{{}}'))"
+    )
+    follower = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    assert soon((tmp_path / "began").exists)
+    time.sleep(0.2)
+    follower.send_signal(signal.SIGINT)
+    _, errors = follower.communicate(timeout=30)
+    assert "KeyboardInterrupt" in errors
+    time.sleep(2.5)
+    assert not (tmp_path / "late").exists()
+
+
 # ── webhook ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -213,6 +336,79 @@ def test_a_webhook_signs_its_body_and_the_secret_appears_nowhere(standing: Stand
     assert json.loads(body)["verdict"] == "poor"
     beside = b"".join(path.read_bytes() for path in Path(standing.trial).glob("_*"))
     assert SECRET not in repr(done) + hook.name + body.decode() + beside.decode()
+
+
+def test_all_tries_of_a_delivery_carry_one_id_and_the_next_delivery_another() -> None:
+    with receiver(503, 503, 200) as server:
+        hook = Webhook(server.url, sleep=lambda _: None)
+        hook.do(notice())
+        hook.do(notice())
+        ids = [headers["x-fanin-delivery"] for headers, _ in server.got]
+    assert len(ids) == 4
+    assert len(set(ids[:3])) == 1
+    assert ids[3] != ids[0]
+
+
+@contextmanager
+def dripping() -> Iterator[str]:
+    """The address of a server that answers a byte in a while, for ever, which no limit on a read would notice."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection:
+                try:
+                    while True:
+                        connection.sendall(b"H")
+                        time.sleep(0.05)
+                except OSError:
+                    return
+
+        threading.Thread(target=drip, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for() -> None:
+    began = time.monotonic()
+    with dripping() as url, pytest.raises(ActionError) as raised:
+        Webhook(url, seconds=0.6).do(notice())
+    assert time.monotonic() - began < 10.0
+    assert raised.value.got == "no whole answer in time"
+    assert "0.6 s with all tries" in raised.value.expected
+
+
+def test_no_try_begins_after_the_deadline_of_all() -> None:
+    waits: list[float] = []
+    with receiver(503, 503, 503, 503) as server:
+        with pytest.raises(ActionError) as raised:
+            Webhook(server.url, sleep=waits.append, seconds=1.9).do(notice())
+        assert len(server.got) == len(waits) + 1 <= 2
+    assert raised.value.got == "answer 503"
+
+
+@pytest.mark.parametrize(
+    "host", ["hooks.example.com", "10.0.0.1", "localhost.example.com", "0x7f.1", "[2001:db8::1]"]
+)
+def test_a_bearer_is_not_sent_in_the_clear_to_another_machine(host: str) -> None:
+    with pytest.raises(UsageError, match="not sent over plain http") as raised:
+        Webhook(f"http://{host}/{SECRET}", SECRET, "bearer")
+    assert "--webhook-auth hmac" in raised.value.next_step
+    assert SECRET not in str(raised.value)
+    Webhook(f"https://{host}/", SECRET, "bearer")
+    Webhook(f"http://{host}/", SECRET)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "[::1]"])
+def test_to_this_machine_a_bearer_may_go_over_plain_http(host: str) -> None:
+    Webhook(f"http://{host}:8000/", SECRET, "bearer")
+
+
+def test_a_bearer_for_this_machine_goes_by_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiver() as proxy, receiver() as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        Webhook(server.url, SECRET, "bearer").do(notice())
+        assert (len(proxy.got), len(server.got)) == (0, 1)
 
 
 def test_a_bearer_is_sent_as_it_is() -> None:
@@ -252,11 +448,24 @@ def test_a_webhook_that_nobody_answers_gives_up_after_four_tries() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "host/path", "ftp://host", "file:///etc/passwd", "https://", "http://a:b"]
+    ("url", "why"),
+    [
+        ("", "no http"),
+        ("{}/path", "no http"),
+        ("ftp://{}", "no http"),
+        ("file:///{}", "no http"),
+        ("{}://host", "no http"),
+        ("https:///{}", "no host"),
+        ("http://a:{}", "a host or a port"),
+        ("https://[{}", "a host or a port"),
+    ],
 )
-def test_what_is_no_address_of_a_webhook_is_refused_without_showing_it(url: str) -> None:
-    with pytest.raises(UsageError, match="no address of a webhook"):
-        Webhook(url)
+def test_what_is_no_address_of_a_webhook_is_refused_and_nothing_of_it_shown(url: str, why: str) -> None:
+    secret = "xoxb4tok3n"
+    with pytest.raises(UsageError, match="no address of a webhook") as raised:
+        Webhook(url.format(secret))
+    assert raised.value.got.startswith(why)
+    assert not [secret[i : i + 4] for i in range(len(secret) - 3) if secret[i : i + 4] in str(raised.value)]
 
 
 # ── message ─────────────────────────────────────────────────────────────────────────────────────────────────

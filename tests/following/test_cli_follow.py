@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_a_rule_that_cannot_apply_is_an_error_in_the_status_too(
     monkeypatch.setattr(PoorWeightInitialization, "require_applicable", refuse)
     uri = written(tmp_path / "trial", "healthy")
     done = fanin(uri, "--rule", "PoorWeightInitialization")
-    assert (done.exit_code, "not for trees" in done.stderr) == (2, True)
+    assert (done.exit_code, "error: this rule is not for trees" in done.stderr) == (2, True)
     assert read(tmp_path / "trial")["why"] == "this rule is not for trees"
 
 
@@ -165,6 +166,43 @@ def test_a_failing_action_is_reported_and_the_next_is_done(tmp_path: Path) -> No
         ("command", "failed"),
         ("command", "done"),
     ]
+
+
+def test_a_follower_by_one_rule_leaves_the_verdict_of_one_by_all_and_says_whose_it_is(tmp_path: Path) -> None:
+    uri = written(tmp_path / "trial", "poor")
+    assert fanin(uri).exit_code == 1
+    before = read(tmp_path / "trial")
+    done = fanin(uri, "--rule", "FAN404")
+    assert done.exit_code == 0
+    assert f"status: stays IssuesFound by {before['follower']['host']}:" in done.stderr
+    assert "all rules" in done.stderr
+    assert read(tmp_path / "trial") == before
+
+
+def test_a_status_file_tells_the_runs_at_one_address_apart(tmp_path: Path) -> None:
+    place, state = tmp_path / "trial", tmp_path / "state.json"
+    poor_one = written(place, "poor")
+    assert fanin(poor_one, "--status", str(state)).exit_code == 1
+    first = json.loads(state.read_text())
+    shutil.rmtree(place)
+    fanin(str(place), "--status", str(state), "--timeout", "0.3")
+    assert json.loads(state.read_text())["status"] == "Error", "of the wait, and no verdict of the run before"
+    written(place, "healthy")
+    assert fanin(str(place), "--status", str(state)).exit_code == 0
+    second = json.loads(state.read_text())
+    assert (first["status"], second["status"]) == ("IssuesFound", "NoIssuesFound")
+    assert first["run"] != second["run"]
+
+
+def test_what_lies_in_a_status_cannot_harm_a_terminal(tmp_path: Path) -> None:
+    uri = written(tmp_path / "trial", "poor")
+    assert fanin(uri).exit_code == 1
+    said = read(tmp_path / "trial")
+    said |= {"follower": {"host": "\x1b[2J", "pid": 1}, "rules": ["\x07"]}
+    (tmp_path / "trial" / "_status.json").write_text(json.dumps(said))
+    done = fanin(uri, "--rule", "FAN404")
+    assert r"status: stays IssuesFound by \x1b[2J:1, \x07" in done.stderr
+    assert done.stderr.replace("\n", "").isprintable()
 
 
 def test_a_healthy_trial_sets_nothing_off(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ import pytest
 
 import fanin.follow as module
 from fanin.beside import Beside, beat_name
-from fanin.errors import StoreError, TrialFormatError
+from fanin.errors import RuleParameterError, StoreError, TrialFormatError
 from fanin.finding import Verdict
 from fanin.follow import Following, Look, follow
 from fanin.glance import Liveness, glance
 from fanin.rules.poor_weight_initialization import PoorWeightInitialization
 from fanin.status import Ended, Status
+from fanin.stores.parquet import ParquetStore
 from stores.smdebug_trial import pytorch
 from stores.smdebug_writer import TrialWriter
 
@@ -217,3 +218,29 @@ def test_a_secret_in_an_address_is_not_passed_on(monkeypatch: pytest.MonkeyPatch
     end = last("s3://key:s3cret@bucket/job?region=us-east-1")
     assert (end.standing.ended, end.standing.trial) == (Ended.BROKEN, "s3://bucket/job")
     assert "s3cret" not in repr(end) + str(end.error)
+
+
+def test_the_run_is_named_from_the_first_step_to_the_end(place: Path) -> None:
+    looks = follow(str(place), AMPLE)
+    first = next(looks).standing
+    assert (first.run, first.is_awaited) == ("", True)
+    growing = Growing(place, healthy())
+    growing.step(0)
+    growing.close()
+    runs = {(look.standing.run, look.standing.is_awaited) for look in looks}
+    assert runs == {(ParquetStore(place).load().identity, False)}
+
+
+def test_a_rule_that_cannot_apply_ends_it_and_names_the_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(rule: object, trial: object) -> None:
+        raise RuleParameterError("this rule is not for trees")
+
+    monkeypatch.setattr(PoorWeightInitialization, "require_applicable", refuse)
+    Growing(place, healthy()).step(0)
+    look = last(str(place), Following((PoorWeightInitialization(),), timeout=60.0))
+    assert (look.standing.status, look.standing.ended) == (Status.ERROR, Ended.BROKEN)
+    assert look.standing.why == "this rule is not for trees"
+    assert look.standing.run == ParquetStore(place).load().identity
+    assert isinstance(look.error, RuleParameterError)

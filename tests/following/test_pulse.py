@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -17,9 +18,10 @@ from fanin.beside import STOP, Beside, beat_name
 from fanin.capture import watch
 from fanin.errors import TrainingStoppedError, UsageError
 from fanin.pulse import Pulse, Request
+from fanin.stores.parquet import ParquetStore
 from ways.nets import hooks_on, net, observe, sgd, train
 
-WHY = b'{"why": "FAN101 at fc1", "by": "follow on a:1"}'
+RUN = "8d3f0c2a9be14f76"
 
 
 def soon(is_so: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -32,9 +34,11 @@ def soon(is_so: Callable[[], bool], seconds: float = 20.0) -> bool:
     return True
 
 
-def asked(place: Path) -> None:
-    assert soon(place.exists)
-    Beside.at(str(place)).write(STOP, WHY)
+def asked(place: Path, run: str | None = None, why: str = "FAN101 at fc1") -> None:
+    """Ask the run that writes there, or another one, to stop."""
+    assert soon(lambda: any(place.glob("part-*")) or run is not None)
+    said = {"why": why, "by": "follow on a:1", "run": run or ParquetStore(place).load().identity}
+    Beside.at(str(place)).write(STOP, json.dumps(said).encode())
 
 
 @pytest.fixture
@@ -145,17 +149,79 @@ def test_terminate_sends_sigterm_to_the_process(place: Path) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_request_to_an_earlier_training_at_this_place_is_none_to_the_next(place: Path) -> None:
-    place.mkdir()
-    Beside.at(str(place)).write(STOP, WHY)
-    os.utime(place / STOP, (time.time() - 60,) * 2)
+def has_listened(place: Path) -> bool:
+    """Whether a watch that beats there has looked for requests since now: each beat is followed by a look."""
+    beat = place / beat_name(0)
+    return all(_beats_again(beat) for _ in range(2))
+
+
+def _beats_again(beat: Path) -> bool:
+    before = beat.read_bytes() if beat.exists() else b""
+    return soon(lambda: beat.exists() and beat.read_bytes() != before)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"[]", b"\xff", b'{"why": "FAN101"}', b'{"run": "another-run"}', b'{"run": ""}', b'{"run": 7}'],
+)
+def test_a_request_that_names_another_run_or_none_is_not_heard_however_young_it_is(
+    place: Path, said: bytes
+) -> None:
     model = net()
-    with observe(model, trial=place, steps=2) as seen:
-        assert soon((place / beat_name(0)).exists)
-        first = (place / beat_name(0)).read_bytes()
-        assert soon(lambda: (place / beat_name(0)).read_bytes() != first), "so it has listened"
-        assert not seen.should_stop
+    with observe(model, trial=place, steps=2) as watched:
+        Beside.at(str(place)).write(STOP, said)
+        assert has_listened(place)
+        assert not watched.should_stop
         assert len(train(model, 3)) == 3
+
+
+def test_the_next_training_at_a_place_passes_over_what_the_last_one_was_asked(place: Path) -> None:
+    first = net()
+    with observe(first, trial=place, steps=1, on_stop="flag") as watched:
+        asked(place)
+        assert soon(lambda: watched.should_stop)
+    for part in place.glob("part-*"):
+        part.unlink()  # by hand, so that what lies beside it stays
+    assert (place / STOP).exists()
+    with observe(net(), trial=place, steps=1) as after:
+        assert has_listened(place)
+        assert not after.should_stop
+        asked(place)
+        assert soon(lambda: after.should_stop)
+
+
+def test_every_rank_hears_a_request_by_the_identity_of_the_lowest(place: Path) -> None:
+    """Both have begun at once, and so drawn one each."""
+    about = {"run_id": "job7", "world_size": "2"}
+    ranks = [ParquetStore(place).begin(rank, about | {"identity": f"drawn-by-{rank}"}) for rank in (1, 0)]
+    assert ParquetStore(place).load().identity == "drawn-by-0"
+    assert [rank.is_of("drawn-by-0") for rank in ranks] == [True, True]
+    assert [rank.is_of("another") for rank in ranks] == [False, False]
+    for rank in ranks:
+        rank.close()
+
+
+def test_a_place_that_another_run_has_taken_over_is_no_longer_ours(place: Path) -> None:
+    ours = ParquetStore(place).begin(1, {"run_id": "job7"})
+    for part in place.glob("part-*"):
+        part.unlink()
+    theirs = [ParquetStore(place).begin(rank, {"run_id": "job7"}) for rank in (0, 1)]
+    assert not ours.is_of(ParquetStore(place).load().identity)
+    for writer in (ours, *theirs):
+        writer.end()
+
+
+def test_what_a_request_says_cannot_harm_a_terminal(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    with observe(model, trial=place, steps=1) as watched:
+        train(model, 1)
+        asked(place, why="\x1b[2J\x1b]0;owned\x07")
+        assert soon(lambda: watched.should_stop and bool(hooks_on(model)))
+        with pytest.raises(TrainingStoppedError) as raised:
+            train(model, 1)
+    for said in (str(raised.value), caplog.text):
+        assert r"\x1b[2J\x1b]0;owned\x07" in said
+        assert "\x1b" not in said
 
 
 def test_a_request_that_is_read_when_the_training_is_over_is_not_heard(
@@ -171,8 +237,8 @@ def test_a_request_that_is_read_when_the_training_is_over_is_not_heard(
 
     monkeypatch.setattr(Beside, "read", slowly)
     place.mkdir()
-    pulse = Pulse(str(place), 0, heard.append)
-    asked(place)
+    pulse = Pulse(str(place), 0, RUN.__eq__, heard.append)
+    asked(place, RUN)
     assert reading.wait(20)
     pulse.leave()
     free.set()
@@ -217,7 +283,7 @@ def test_a_disk_that_hangs_keeps_nobody_waiting(place: Path, monkeypatch: pytest
     monkeypatch.setattr(Beside, "write", lambda *args: free.wait(30))
     monkeypatch.setattr("fanin.pulse.LAST_S", 0.2)
     place.mkdir()
-    pulse = Pulse(str(place), 0, lambda request: None)
+    pulse = Pulse(str(place), 0, RUN.__eq__, lambda request: None)
     began = time.monotonic()
     pulse.close()
     assert time.monotonic() - began < 10
@@ -228,17 +294,17 @@ def test_it_listens_only_a_while_after_the_last_step(place: Path, monkeypatch: p
     monkeypatch.setattr("fanin.pulse.LISTEN_S", 0.1)
     place.mkdir()
     heard: list[Request] = []
-    pulse = Pulse(str(place), 0, heard.append)
+    pulse = Pulse(str(place), 0, RUN.__eq__, heard.append)
     pulse.captured()
     assert soon(lambda: not pulse._thread.is_alive())
-    asked(place)
+    asked(place, RUN)
     pulse.close()
     assert heard == []
 
 
 def test_a_forked_child_has_no_pulse_to_end(place: Path) -> None:
     place.mkdir()
-    pulse = Pulse(str(place), 0, lambda request: None)
+    pulse = Pulse(str(place), 0, RUN.__eq__, lambda request: None)
     assert soon((place / beat_name(0)).exists)
     child = os.fork()
     if not child:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from fanin.errors import (
 )
 from fanin.stores.parquet import ParquetStore
 from fanin.stores.parquet.directory import Directory, Series
+from fanin.stores.parquet.part import Part, encode
+from fanin.trial import identity_of
 
 from .parquet_trial import child, require_success
 
@@ -22,7 +25,7 @@ from .parquet_trial import child, require_success
 def test_begin_leaves_a_trial_at_once(place: Path) -> None:
     writer = ParquetStore(place).begin(about={"command": "train.py"})
     trial = ParquetStore(place).load()
-    assert trial.about == {"command": "train.py"}
+    assert trial.about == {"command": "train.py", "identity": trial.identity}
     assert not trial.complete
     writer.close()
 
@@ -93,7 +96,7 @@ def test_a_run_may_name_itself(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ParquetStore(place).begin(0, {"run_id": "mine"}).close()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job7")
     ParquetStore(place).begin(1, {"run_id": "mine"}).close()
-    assert ParquetStore(place).load().about == {"run_id": "mine"}
+    assert ParquetStore(place).load().about["run_id"] == "mine"
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
@@ -114,14 +117,14 @@ def test_of_two_runs_that_begin_at_once_as_one_worker_one_is_refused(
     meanwhile(monkeypatch, lambda: ParquetStore(place).begin(0, {"run_id": "a"}).close())
     with pytest.raises(TrialExistsError):
         ParquetStore(place).begin(0, {"run_id": "b"})
-    assert ParquetStore(place).load().about == {"run_id": "a"}
+    assert ParquetStore(place).load().about["run_id"] == "a"
 
 
 def test_of_two_runs_that_begin_at_once_one_withdraws(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meanwhile(monkeypatch, lambda: ParquetStore(place).begin(1, {"run_id": "a"}).close())
     with pytest.raises(TrialExistsError):
         ParquetStore(place).begin(0, {"run_id": "b"})
-    assert ParquetStore(place).load().about == {"run_id": "a"}
+    assert ParquetStore(place).load().about["run_id"] == "a"
     assert ParquetStore(place).load().complete
 
 
@@ -155,4 +158,76 @@ def test_processes_write_as_workers_of_one_trial(place: Path) -> None:
     assert trial.workers == (0, 1)
     assert [each.index for each in trial.steps] == list(range(6))
     assert all(each.losses == {0: each.index, 1: each.index} for each in trial.steps)
-    assert trial.about == {"run_id": "job7/h:1", "world_size": "2"}
+    assert trial.about == {"run_id": "job7/h:1", "world_size": "2", "identity": trial.identity}
+
+
+# ── identity ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def identities(place: Path) -> list[str]:
+    """What each worker says, by rank."""
+    store = ParquetStore(place)
+    return [identity_of(store._read(one, 0).about) for one in store._directory.series()]
+
+
+def test_no_two_runs_have_one_identity_whatever_a_launcher_calls_them(tmp_path: Path) -> None:
+    found = set()
+    for number in range(5):
+        ParquetStore(tmp_path / str(number)).begin(0, {"run_id": "job7"}).close()
+        found.add(ParquetStore(tmp_path / str(number)).load().identity)
+    assert len(found) == 5
+    assert all(len(each) == 16 for each in found)
+
+
+def test_it_is_not_drawn_from_the_randomness_of_the_training(tmp_path: Path) -> None:
+    before = random.getstate()
+    try:
+        for name in "ab":
+            random.seed(0)
+            seeded = random.getstate()
+            ParquetStore(tmp_path / name).begin().close()
+            assert random.getstate() == seeded
+    finally:
+        random.setstate(before)
+    assert identities(tmp_path / "a") != identities(tmp_path / "b")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_workers_that_come_later_take_over_the_identity_that_is_there(
+    place: Path, order: tuple[int, ...]
+) -> None:
+    seen = set()
+    for rank in order:
+        ParquetStore(place).begin(rank, {"run_id": "a"}).close()
+        seen.add(ParquetStore(place).load().identity)
+    assert len(seen) == 1
+    assert set(identities(place)) == seen
+
+
+def test_of_workers_that_begin_at_once_the_lowest_gives_the_run_its_identity(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanwhile(monkeypatch, lambda: ParquetStore(place).begin(1, {"run_id": "a"}).close())
+    ParquetStore(place).begin(0, {"run_id": "a"}).close()
+    zero, one = identities(place)
+    assert zero != one
+    assert ParquetStore(place).load().identity == zero
+
+
+def test_a_trial_of_an_older_fanin_is_known_by_when_and_how_it_was_started(tmp_path: Path) -> None:
+    started = {"started": "2026-03-01T09:30:00+00:00", "command": "train.py"}
+    for name, about in (
+        ("a", started),
+        ("b", started),
+        ("c", started | {"started": "2026-03-01T09:30:01+00:00"}),
+    ):
+        directory = Directory.at(str(tmp_path / name))
+        directory.create()
+        directory.claim(0, encode(Part(about=about)))
+    a, b, c = (ParquetStore(tmp_path / name).load().identity for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize("said", ["", "x" * 65, "\x1b[2J", "a b", "é"])
+def test_an_identity_that_nobody_drew_is_none(said: str) -> None:
+    assert len(identity_of({"identity": said})) == 16

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from fanin.summary import summarize
 from fanin.trial import Mode, Role, Trial
 
 from . import samples
-from .smdebug_trial import INDEX, pytorch, ten_steps
+from .smdebug_trial import EVENTS, INDEX, pytorch, ten_steps
 from .smdebug_writer import TrialWriter
 
 
@@ -336,3 +338,38 @@ def test_trees_are_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not apply to XGBoost") as caught:
         judge(tmp_path, rules=[PoorWeightInitialization()])
     assert "no weights, activations or gradients" in caught.value.got
+
+
+# ── identity ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_is_known_by_its_first_events_also_as_a_copy_and_while_it_grows(tmp_path: Path) -> None:
+    """In which smdebug notes the time: two runs of the same script and seed differ in nothing else."""
+    writer, seen = TrialWriter(tmp_path / "a").collections(), set()
+    for index in range(3):
+        writer.step(index, pytorch(index))
+        seen.add(load_trial(str(tmp_path / "a")).identity)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    seen.add(load_trial(str(tmp_path / "copy")).identity)
+    assert len(seen) == 1
+    later = tmp_path / "b"
+    shutil.copytree(tmp_path / "a", later)
+    events = later / EVENTS
+    data = events.read_bytes()
+    then, now = struct.pack("<d", 1.7e9), struct.pack("<d", 1.7e9 + 1e-6)
+    assert data.count(then) > 0
+    events.write_bytes(data.replace(then, now))
+    assert load_trial(str(later)).identity not in seen
+
+
+def test_a_worker_that_comes_later_to_a_step_does_not_rename_a_run_that_has_a_whole_one(
+    tmp_path: Path,
+) -> None:
+    workers = [TrialWriter(tmp_path, f"worker_{rank}", workers=2).collections() for rank in (1, 0)]
+    for worker in workers:
+        worker.step(0, pytorch(0))
+    whole = load_trial(str(tmp_path)).identity
+    workers[0].step(1, pytorch(1))
+    assert load_trial(str(tmp_path)).identity == whole
+    workers[1].step(1, pytorch(1))
+    assert load_trial(str(tmp_path)).identity == whole

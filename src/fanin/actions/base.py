@@ -12,12 +12,14 @@ class Notice:
 
     Attributes:
         trial: Its address.
+        run: The identity of its run.
         title: The verdict in a line.
         text: The findings, one a line.
         json: The same for programs, as in `fanin.status`.
     """
 
     trial: str
+    run: str
     title: str
     text: str
     json: str

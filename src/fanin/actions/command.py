@@ -42,12 +42,15 @@ class Command(Action):
             start_new_session=True,
         )
         try:
-            child.communicate(notice.json, timeout=self._seconds)
-        except BrokenPipeError:
-            child.wait()  # it need not read
+            with suppress(BrokenPipeError):  # it need not read
+                child.communicate(notice.json, timeout=self._seconds)
+            child.wait(self._seconds)
         except subprocess.TimeoutExpired:
             _end(child)
             raise self._error(f"still running after {self._seconds:g} s; it was ended") from None
+        except BaseException:  # Ctrl-C: the terminal tells us, and not a child in a session of its own
+            _end(child)
+            raise
         if child.returncode:
             raise self._error(f"exit code {child.returncode}")
         return "the command ended with code 0"

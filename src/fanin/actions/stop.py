@@ -15,7 +15,7 @@ from fanin.stores.smdebug import is_smdebug
 
 @final
 class Stop(Action):
-    """A file beside the trial, for which every worker looks.
+    """A file beside the trial, for which every worker looks; it names the run, and a later one there passes it over.
 
     Args:
         trial: Its address, as it was given; what a notice says of it is without the secrets that it may hold.
@@ -39,7 +39,11 @@ class Stop(Action):
                 where=notice.trial,
                 next_step="--run 'aws sagemaker stop-training-job --training-job-name NAME'",
             )
-        said = {"why": notice.title, "by": f"follow on {socket.gethostname()}:{os.getpid()}"}
+        said = {
+            "run": notice.run,
+            "why": notice.title,
+            "by": f"follow on {socket.gethostname()}:{os.getpid()}",
+        }
         try:
             Beside.at(self._trial).write(STOP, json.dumps(said).encode())
         except OSError as error:

@@ -10,6 +10,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from fanin.errors import escape as escape
+
 LABEL = 7
 """Columns of the labels at the left: `Maybe` and `cover` with two blanks."""
 
@@ -43,15 +45,6 @@ def capitalized(text: str, names: Iterable[str] = ()) -> str:
 def _begins_with(text: str, name: str) -> bool:
     after = text[len(name) : len(name) + 1]
     return bool(name) and text.startswith(name) and not (after.isalnum() or after == "_")
-
-
-def escape(text: str) -> str:
-    r"""Text with every character that does not print (controls, directions, surrogates) written out.
-
-    >>> print(escape("a\x1b[2Jb"))
-    a\x1b[2Jb
-    """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def elide(text: str, width: int) -> str:

@@ -25,6 +25,14 @@ class Writer(ABC):
         after `wait_s` at the latest; reports nothing; idempotent."""
 
     @abstractmethod
+    def is_of(self, identity: str) -> bool:
+        """Whether that is the run which it writes (see `Trial.identity`); may ask the medium.
+
+        Raises:
+            StoreError: It does not answer.
+        """
+
+    @abstractmethod
     def flush(self) -> None:
         """Wait until everything appended is readable by others, as long as the medium answers.
 

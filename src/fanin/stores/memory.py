@@ -10,7 +10,7 @@ from typing import final
 from fanin.errors import StoreError, TrialExistsError, TrialNotFoundError
 from fanin.stores.assembly import Record, assemble, restated
 from fanin.stores.base import Store, Writer
-from fanin.trial import ModelSpec, Step, Trial
+from fanin.trial import ModelSpec, Step, Trial, identity_of
 
 
 @final
@@ -78,6 +78,9 @@ class _MemoryWriter(Writer):
     def end(self, wait_s: float = 0.0) -> None:
         with self._lock:
             self._record = replace(self._record, ended=True)
+
+    def is_of(self, identity: str) -> bool:
+        return identity == identity_of(self._record.about)
 
     def flush(self) -> None:
         """Nothing to wait for: what is appended is readable."""

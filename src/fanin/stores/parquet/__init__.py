@@ -10,11 +10,16 @@ In an object store the names end in a word that is the writer's own, as part-w00
 `directory`), and nothing marks SIGTERM: such a trial is one that was broken off.
 
 A part appears whole or not at all, so a trial can be read while it is written, and after a crash up to the break.
+
+A run is known by the identity that its lowest worker has drawn (`Trial.identity`). A worker that finds others here
+takes over theirs; those that begin at the same moment draw one each, and the lowest one's counts. So nobody waits for
+anybody. What a run is called can change only while its workers begin: where they train together, before it has a step.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -32,7 +37,7 @@ from fanin.stores.parquet.directory import Directory, Series, part_name
 from fanin.stores.parquet.part import Part, decode, encode
 from fanin.stores.parquet.writing import ParquetWriter
 from fanin.stores.place import in_a_line, lacks_bucket, reaching, shown
-from fanin.trial import Trial
+from fanin.trial import IDENTITY, Trial, identity_of
 
 DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
 """What decoding a damaged part can raise."""
@@ -69,6 +74,7 @@ class ParquetStore(Store):
             worker: Its rank.
             about: What to keep of the run. `run_id` and `world_size` are taken from the launcher's environment
                 (torchrun, or MASTER_ADDR and MASTER_PORT) unless given; workers of one trial must agree in them.
+                `identity` is drawn, since a launcher may call all its runs the same.
 
         Raises:
             UsageError: The worker is not a rank.
@@ -82,17 +88,20 @@ class ParquetStore(Store):
                 expected="0, 1, 2, ...",
                 next_step="pass the rank of this process, e.g. int(os.environ['RANK'])",
             )
-        known = with_run({str(key): str(value) for key, value in (about or {}).items()})
+        said = with_run({str(key): str(value) for key, value in (about or {}).items()})
         with self._reaching("written", "choose a directory that can be written"):
-            claimed = self._claim(worker, known)
-        return ParquetWriter(claimed, known, Delivery(self._sending(), self.uri))
+            claimed, known = self._claim(worker, said)
+        is_of = partial(self._is_of, claimed, known)
+        return ParquetWriter(claimed, known, Delivery(self._sending(), self.uri), is_of)
 
-    def _claim(self, worker: int, about: Mapping[str, str]) -> Series:
+    def _claim(self, worker: int, about: Mapping[str, str]) -> tuple[Series, Mapping[str, str]]:
         if self._directory.kind is FileType.File:
             raise self._is_a_file()
         if any(one.worker == worker for one in self._directory.series()):
             raise self._exists(f"parts of worker {worker}")
-        self._require_same_run(worker, about)
+        others = self._require_same_run(worker, about)
+        # From the system's own source of chance: that of the user's training is not ours to move on.
+        about = {IDENTITY: identity_of(others[0]) if others else secrets.token_hex(8), **about}
         self._directory.create()
         try:
             claimed = self._directory.claim(worker, encode(Part(about=about)))
@@ -104,15 +113,34 @@ class ParquetStore(Store):
         except StoreError:
             self._directory.remove(claimed.name(0))
             raise
-        return claimed
+        return claimed, about
 
-    def _require_same_run(self, worker: int, about: Mapping[str, str]) -> None:
+    def _require_same_run(self, worker: int, about: Mapping[str, str]) -> list[Mapping[str, str]]:
+        """What the other workers know of the run, the lowest first."""
+        others = []
         for other in self._directory.series():
             if other.worker == worker:
                 continue
             theirs = self._read(other, 0).about
-            if "run_id" not in about or any(about.get(key) != theirs.get(key) for key in RUN):
+            if not _is_one_run(about, theirs):
                 raise self._exists(f"worker {other.worker} of {_run(theirs)}; this is {_run(about)}")
+            others.append(theirs)
+        return others
+
+    def _is_of(self, ours: Series, about: Mapping[str, str], identity: str) -> bool:
+        """Whether a worker's run is called so: by itself, or by the lowest worker, if both are still here."""
+        if identity == identity_of(about):
+            return True
+        with self._reaching("read", "check the path and its permissions"):
+            found = self._directory.series()
+            if all((one.worker, one.claim) != (ours.worker, ours.claim) for one in found):
+                return False
+            first = self._read(found[0], 0).about
+            return (
+                identity == identity_of(first)
+                and _is_one_run(about, first)
+                and self._read(ours, 0).about == about
+            )
 
     def load(self) -> Trial:
         """Read what is there: the steps of all workers, up to the break if a writer died.
@@ -251,6 +279,11 @@ def with_run(about: Mapping[str, str]) -> dict[str, str]:
     run_id = "/".join(part for part in (rendezvous, master) if part not in ("", "none"))
     found = {"run_id": run_id, "world_size": os.environ.get("WORLD_SIZE", "")}
     return {key: value for key, value in found.items() if value} | dict(about)
+
+
+def _is_one_run(ours: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
+    """Whether two workers may write one trial."""
+    return "run_id" in ours and all(ours.get(key) == theirs.get(key) for key in RUN)
 
 
 def _run(about: Mapping[str, str]) -> str:

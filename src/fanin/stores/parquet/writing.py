@@ -46,8 +46,11 @@ class ParquetWriter(Writer):
     A forked child (a data loader's worker) has this object but not its thread; there, every method does nothing.
     """
 
-    def __init__(self, series: Series, about: Mapping[str, str], delivery: Delivery) -> None:
+    def __init__(
+        self, series: Series, about: Mapping[str, str], delivery: Delivery, is_of: Callable[[str], bool]
+    ) -> None:
         self._series = series
+        self._is_of = is_of
         self._delivery = delivery
         self._about = about
         self._process = os.getpid()
@@ -110,6 +113,14 @@ class ParquetWriter(Writer):
             self._closing = self._hurried = True
             self._wake()
             self._changed.wait_for(lambda: self._over, 0.0 if self._delivery.is_far else wait_s)
+
+    def is_of(self, identity: str) -> bool:
+        """Whether that is the run which it writes.
+
+        Raises:
+            StoreError: The place does not answer.
+        """
+        return self._is_of(identity)
 
     def flush(self) -> None:
         """Wait until everything appended is on the disk.

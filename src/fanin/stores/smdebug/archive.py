@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from typing import Any
 
 from numpy.typing import NDArray
@@ -25,6 +26,10 @@ from fanin.stores.smdebug.index import INDEX_FILE, LARGEST_JSON, Location, Saved
 
 END_MARKER = "training_job_end.ts"
 COLLECTIONS_FILE = "_collections.json"
+HEAD = 4096
+"""Bytes of the first event file that tell a run from others: the time in it is among the first 21, and the rest is
+values; a page of a disk, and one request to an object store."""
+
 AN_SMDEBUG_TRIAL = "a directory with collections/, index/ and events/, as smdebug writes it"
 
 
@@ -137,6 +142,32 @@ class Archive:
         """The last step that all workers wrote, or that any wrote before the job ended; -1 for none."""
         whole = [s for s, by in self.saved.items() if self.ended or len(by) >= self.expected_workers]
         return max(whole, default=-1)
+
+    @property
+    def identity(self) -> str:
+        """What tells this run from every other: the beginning of its first event file, which holds the time to the
+        microsecond; empty where there is none, or it is damaged.
+
+        Of the first step that is whole, since workers may come in any order; of the first, where none is whole yet.
+
+        Raises:
+            StoreError: It cannot be reached.
+        """
+        name = self._first_events()
+        try:
+            with self.folder.opened(name) as file:
+                return sha256(file.read(0, HEAD)).hexdigest()[:16] if name else ""
+        except TrialFormatError:
+            return ""  # whoever asks for its values is told why
+
+    def _first_events(self) -> str:
+        """The event file that began first; empty for none."""
+        holding = [by for _, by in sorted(self.saved.items()) if any(saved.tensors for saved in by.values())]
+        whole = [by for by in holding if len(by) >= self.expected_workers]
+        for by_worker in whole or holding:
+            worker = min(worker for worker, saved in by_worker.items() if saved.tensors)
+            return next(iter(by_worker[worker].tensors.values())).file
+        return ""
 
     @property
     def idle_for(self) -> float:

@@ -16,6 +16,7 @@ from fanin.stores.smdebug.naming import Named, is_loss, is_path, meaning, reduct
 from fanin.stores.smdebug.summaries import loss_of, of_reductions, of_tensor
 from fanin.summary import TensorSummary
 from fanin.trial import (
+    IDENTITY,
     RECHECK,
     SMDEBUG,
     Kind,
@@ -51,7 +52,8 @@ def trial_of(archive: Archive) -> Trial:
         StoreError: It cannot be reached.
     """
     ranks = ranks_of(archive.workers)
-    records = [_record(archive, worker, rank) for worker, rank in ranks.items()]
+    about = {"written_by": SMDEBUG, IDENTITY: archive.identity} | _sizes(archive)
+    records = [_record(archive, worker, rank, about) for worker, rank in ranks.items()]
     return assemble(records, archive.folder.uri)
 
 
@@ -63,11 +65,10 @@ def ranks_of(workers: Sequence[str]) -> dict[str, int]:
     return dict(sorted(zip(workers, ranks, strict=True), key=lambda pair: pair[1]))
 
 
-def _record(archive: Archive, worker: str, rank: int) -> Record:
+def _record(archive: Archive, worker: str, rank: int, about: Mapping[str, str]) -> Record:
     saved = [by_worker[worker] for _, by_worker in sorted(archive.saved.items()) if worker in by_worker]
     steps = [step for one in saved if (step := step_of(archive, one, rank))]
     spec = _spec(archive, saved, steps)
-    about = {"written_by": SMDEBUG} | _sizes(archive)
     return Record(rank, tuple(steps), spec, about, archive.ended)
 
 
