@@ -40,12 +40,14 @@ class Part:
         spec: The model, where it is new or has changed.
         about: The run; the same in all parts of a worker.
         end: Whether the worker closed its writer with this part.
+        takes: Bytes of memory that decoding it took at the most; known only of one that was decoded.
     """
 
     steps: tuple[Step, ...] = ()
     spec: ModelSpec | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     end: bool = False
+    takes: int = field(default=0, compare=False)
 
 
 def encode(part: Part) -> bytes:
@@ -107,12 +109,14 @@ def _decoded(data: bytes, where: str) -> Part:
     footer, before = footer_of(data)
     metadata = entries(footer)
     _require_format(metadata, where)
+    trusted, takes = bounded(data, footer, before)
     spec = metadata.get("fanin.spec")
     return Part(
-        steps=tuple(from_table(_table(data, bounded(data, footer, before)))),
+        steps=tuple(from_table(_table(data, trusted))),
         spec=None if spec is None else restore(ModelSpec, json.loads(spec)),
         about=_about(json.loads(metadata["fanin.about"])),
         end="fanin.end" in metadata,
+        takes=takes,
     )
 
 
