@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from fanin.errors import TrialFormatError
 from fanin.stores.parquet.footer import entries, footer_of
-from fanin.stores.parquet.pages import bounded
+from fanin.stores.parquet.pages import RATIO, bounded
 from fanin.stores.parquet.plain import restore
 from fanin.stores.parquet.table import SCHEMA, TEXTS, from_table, to_table
 from fanin.trial import ModelSpec, Step
@@ -40,14 +40,15 @@ class Part:
         spec: The model, where it is new or has changed.
         about: The run; the same in all parts of a worker.
         end: Whether the worker closed its writer with this part.
-        takes: Bytes of memory that decoding it took at the most; known only of one that was decoded.
+        excess: Bytes of memory that decoding it took, at the most, beyond what every file of its size may; for one
+            that was decoded.
     """
 
     steps: tuple[Step, ...] = ()
     spec: ModelSpec | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     end: bool = False
-    takes: int = field(default=0, compare=False)
+    excess: int = field(default=0, compare=False)
 
 
 def encode(part: Part) -> bytes:
@@ -116,7 +117,7 @@ def _decoded(data: bytes, where: str) -> Part:
         spec=None if spec is None else restore(ModelSpec, json.loads(spec)),
         about=_about(json.loads(metadata["fanin.about"])),
         end="fanin.end" in metadata,
-        takes=takes,
+        excess=max(0, takes - RATIO * len(data)),
     )
 
 
