@@ -151,7 +151,9 @@ class ParquetStore(Store):
     def _assembled(self, found: Iterable[Series]) -> Trial:
         workers = groupby(found, key=lambda one: one.worker)
         parts = groupby(self._parts([self._one_of(theirs) for _, theirs in workers]), key=itemgetter(0))
-        return assemble([self._record(series, [part for _, part in theirs]) for series, theirs in parts], self.uri)
+        return assemble(
+            [self._record(series, [part for _, part in theirs]) for series, theirs in parts], self.uri
+        )
 
     def _parts(self, written: Iterable[Series]) -> Iterator[tuple[Series, Part]]:
         excess = 0

@@ -113,7 +113,11 @@ def columns(footer: Structure) -> list[Column]:
         ValueError: One lacks, or is not as fanin writes it.
     """
     known = _ours()
-    found = {each.name: each for each in _all(items(footer, 2, STRUCT)) if each.name in known}
+    present = [each for each in _all(items(footer, 2, STRUCT)) if each.name in known]
+    found = {each.name: each for each in present}
+    for each in present:
+        if found[each.name] is not each:
+            raise ValueError(f"it has two columns of the name {each.name!r}")
     if lacking := sorted(NEEDED - set(found)):
         raise ValueError(f"it lacks the column {lacking[0]!r}")
     for name, column in found.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from fanin.stores.parquet.footer import Column, columns, footer_of, structures, trusted
+from fanin.stores.parquet.footer import Column, columns, structures, trusted
 from fanin.stores.parquet.table import ARRAYS, TEXTS
 from fanin.stores.parquet.thrift import (
     BINARY,
@@ -70,7 +70,9 @@ class Account:
         self.memory_left -= memory
         self.file_left -= file
         if self.memory_left < 0:
-            raise ValueError(f"its columns would take {self.memory} bytes of memory or more, which is too much for it")
+            raise ValueError(
+                f"its columns would take {self.memory} bytes of memory or more, which is too much for it"
+            )
         if self.file_left < 0:
             raise ValueError("its columns claim more bytes than it has")
 

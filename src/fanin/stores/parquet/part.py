@@ -31,6 +31,7 @@ from fanin.trial import ModelSpec, Step
 FORMAT = 1
 """Version of the format. Newer ones are refused, so it changes only when an old fanin would misread a part."""
 
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """What one worker wrote at once.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 """Types as they stand in the bytes."""
 
-BITS = {BYTE: 8, I16: 16, I32: 32, I64: 64}
+BITS = {I16: 16, I32: 32, I64: 64}
 
 DEEPEST = 16
 """Structures in one another. Parquet's own are five deep (a chunk's statistics of geography)."""
@@ -43,7 +43,7 @@ class Reader:
     """
 
     def __init__(self, data: memoryview, at: int = 0) -> None:
-        self._data = data
+        self._data, self._end = data, len(data)
         self.at = at
 
     def structure(self, depth: int = 0) -> Structure:
@@ -61,24 +61,23 @@ class Reader:
             number = number + (head >> 4) if head >> 4 else self._number(16)
             if number in found or not 0 < number < 2**15:
                 raise ValueError(f"field {number} where another number belongs")
-            found[number] = Field(kind, self._value(kind, depth, kind == TRUE))
+            # A flag is in its type; as an item of a list it is a byte.
+            found[number] = Field(kind, kind == TRUE if kind <= FALSE else self._value(kind, depth))
         return found
 
-    def _value(self, kind: int, depth: int, flag: bool | None = None) -> Any:
-        if kind in (TRUE, FALSE):  # as a field it is in its type, as an item in a byte
-            return flag if flag is not None else self._byte()
-        if kind == BYTE:
-            return self._byte()
+    def _value(self, kind: int, depth: int) -> Any:
         if kind in BITS:
             return self._number(BITS[kind])
-        if kind == DOUBLE:
-            return bytes(self._take(8))
         if kind == BINARY:
-            return bytes(self._take(self._varint()))
+            return self._take(self._varint())
         if kind == STRUCT:
             return self.structure(depth + 1)
         if kind in (LIST, SET):
             return self._items(depth + 1)
+        if kind in (TRUE, FALSE, BYTE):
+            return self._byte()
+        if kind == DOUBLE:
+            return self._take(8)
         raise ValueError(f"a field of type {kind}")  # maps among them, which Parquet does not use
 
     def _items(self, depth: int) -> tuple[int, list[Any]]:
@@ -88,20 +87,23 @@ class Reader:
         kind, count = head & 15, head >> 4
         if count == 15:
             count = self._varint()
-        if count > len(self._data) - self.at:  # each takes a byte at least
-            raise ValueError(f"a list claims {count} items where {len(self._data) - self.at} bytes are left")
+        if count > self._end - self.at:  # each takes a byte at least
+            raise ValueError(f"a list claims {count} items where {self._end - self.at} bytes are left")
         return kind, [self._value(kind, depth) for _ in range(count)]
 
     def _number(self, bits: int) -> int:
         raw = self._varint()
         number = raw >> 1 ^ -(raw & 1)
-        if not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
+        if number >> bits - 1 not in (0, -1):
             raise ValueError(f"{number} where a number of {bits} bits belongs")
         return number
 
     def _varint(self) -> int:
-        value = 0
-        for i in range(LONGEST_VARINT):
+        value = self._byte()
+        if value < 0x80:  # most of them; a small part has 3,000 numbers
+            return value
+        value &= 0x7F
+        for i in range(1, LONGEST_VARINT):
             byte = self._byte()
             value |= (byte & 0x7F) << 7 * i
             if byte < 0x80:
@@ -109,13 +111,17 @@ class Reader:
         raise ValueError("a number does not end")
 
     def _byte(self) -> int:
-        return self._take(1)[0]
+        at = self.at
+        if at >= self._end:
+            raise ValueError("it breaks off")
+        self.at = at + 1
+        return self._data[at]
 
-    def _take(self, count: int) -> memoryview:
-        if count > len(self._data) - self.at:
-            raise ValueError(f"{count} bytes are claimed where {len(self._data) - self.at} are left")
+    def _take(self, count: int) -> bytes:
+        if count > self._end - self.at:
+            raise ValueError(f"{count} bytes are claimed where {self._end - self.at} are left")
         self.at += count
-        return self._data[self.at - count : self.at]
+        return bytes(self._data[self.at - count : self.at])
 
 
 def written(structure: Structure) -> bytes:
@@ -124,18 +130,20 @@ def written(structure: Structure) -> bytes:
 
 
 def _pieces(structure: Structure) -> Iterator[bytes]:
-    for number, (kind, value) in structure.items():
-        yield bytes([kind]) + _varint(number << 1)
-        if kind not in (TRUE, FALSE):
+    before = 0
+    for number, (kind, value) in sorted(structure.items()):
+        step, before = number - before, number
+        yield bytes([step << 4 | kind]) if step < 16 else bytes([kind]) + _varint(number << 1)
+        if kind > FALSE:
             yield _item(kind, value)
     yield b"\0"
 
 
 def _item(kind: int, value: Any) -> bytes:
-    if kind in (TRUE, FALSE, BYTE):
-        return bytes([value])
     if kind in BITS:
         return _varint(value << 1 if value >= 0 else ~(value << 1))
+    if kind in (TRUE, FALSE, BYTE):
+        return bytes([value])
     if kind == DOUBLE:
         return bytes(value)
     if kind == BINARY:
@@ -147,6 +155,8 @@ def _item(kind: int, value: Any) -> bytes:
 
 
 def _varint(number: int) -> bytes:
+    if number < 0x80:
+        return bytes([number])
     found = bytearray()
     while number > 0x7F:
         found.append(number & 0x7F | 0x80)
