@@ -81,6 +81,14 @@ class Delivery:
             elif self._hopeless is None:
                 self._hurried.clear()
 
+    def withdraw(self, name: str) -> None:
+        """Take a part away that nobody needs.
+
+        Raises:
+            OSError: The place cannot be reached.
+        """
+        self._directory.remove(name)
+
     def hurry(self) -> None:
         """Let no part wait for a better moment any more."""
         self._hurried.set()

@@ -149,6 +149,21 @@ class ParquetWriter(Writer):
         with self._changed:
             self._report()
 
+    def withdraw(self) -> None:
+        """Take part 0 away, so that others may begin here; for a writer that has appended nothing.
+
+        Raises:
+            OSError: The place cannot be reached.
+        """
+        if self._is_forked:
+            return
+        with self._changed:
+            self._closing = self._over = True
+            self._changed.notify_all()
+        if self._mark is not None:
+            leave_unmarked(self._mark)
+        self._delivery.withdraw(self._series.name(0))
+
     def _leave_here(self) -> None:
         """What the thread has in its hands, be it on its way or still being encoded, and what it will not come to: it
         may hang in a request. Should it go on after all, it keeps the same part under the same name once more."""
@@ -210,8 +225,8 @@ class ParquetWriter(Writer):
 
     def _write_parts(self) -> None:
         try:
-            while not self._over:
-                number, part = self._take()
+            while (taken := self._take()) is not None:
+                number, part = taken
                 self._settle(self._write(number, part), part.end)
         except Exception as error:  # noqa: BLE001  nobody may wait for a thread that is gone
             self._settle(error, end=True)
@@ -227,10 +242,12 @@ class ParquetWriter(Writer):
             self._rested = time.monotonic() + REST
             self._changed.notify_all()
 
-    def _take(self) -> tuple[int, Part]:
+    def _take(self) -> tuple[int, Part] | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._wanted)
+            self._changed.wait_for(lambda: self._wanted or self._over)
             self._changed.wait_for(lambda: self._hurried, timeout=max(0.0, self._rested - time.monotonic()))
+            if self._over:
+                return None
             part = self._taken()
             # What was more than a part may hold waited as long as it.
             self._wanted = self._hurried = bool(self._steps)
