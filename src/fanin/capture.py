@@ -285,7 +285,7 @@ def _give_back(begun: tuple[Store, Writer]) -> None:
     """A place that was got too late: its trial is in memory by now, and others may want to begin there."""
     try:
         begun[1].withdraw()
-    except Exception as fault:  # nobody waits for this thread
+    except Exception as fault:  # noqa: BLE001  # nobody waits for this thread
         what = (
             "fanin claimed %s too late to use it, and could not give it back; remove it (fanin trial rm)\n%s"
         )
