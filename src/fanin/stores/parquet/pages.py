@@ -48,7 +48,7 @@ FREE, RATIO, LARGEST_TABLE = 2**29, 1000, 2**32
 
 A network of zeros is all repetition: PART_TENSORS of it, each with a histogram and 64 units, are a file of 9.5 kB and
 take 145 MB. So a file of kilobytes may take FREE, what one step of 3,500 such layers needs, and no more (at its worst
-450 MB were measured). Of a network that is alive a part takes 86 times its size, or 391 where tensors have four values."""
+450 MB were measured). Of a network that is alive a part takes 86 times its size, or 391 (four values each)."""
 
 
 @dataclass(slots=True)
