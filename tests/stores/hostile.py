@@ -1,8 +1,9 @@
 """Parts that are meant to harm: files of some kilobytes that claim gigabytes, and spoiled ones by the thousand.
 
-    python tests/stores/hostile.py fuzz 20000 1 FILE    spoil parts so often, from this seed, and say how it went
-    python tests/stores/hostile.py put FOLDER           write all that are made here
-    python tests/stores/hostile.py take FILE            decode one, and say what that took
+    export PYTHONPATH=tests
+    python -m stores.hostile fuzz 20000 1 FILE    spoil parts so often, from this seed, and say how it went
+    python -m stores.hostile put FOLDER           write all that are made here
+    python -m stores.hostile take FILE            decode one, and say what that took
 
 In processes of their own, since a fault here may be the end of one, and a peak of memory is that of a process.
 """
@@ -28,6 +29,8 @@ from fanin.stores.parquet.part import Part, _metadata, decode, encode
 from fanin.stores.parquet.table import SCHEMA, to_table
 from fanin.stores.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Field, Structure, written
 from fanin.trial import Step
+
+from .samples import step
 
 MANY = 2_000_000_000
 
@@ -274,7 +277,4 @@ def main(verb: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from stores.samples import step
-
     main(*sys.argv[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -22,17 +23,19 @@ from fanin.stores.parquet.part import Part, decode, encode
 from fanin.stores.parquet.table import SCHEMA, from_table, to_table
 from fanin.stores.parquet.thrift import BINARY, FALSE, I32, I64, LIST, STRUCT, TRUE, Field, Reader, written
 
-from . import hostile
+from . import fuzzing, hostile
 from .parquet_trial import ENVIRONMENT, PARTS, load_error
 from .samples import plain, step
 
-SCRIPT = Path(hostile.__file__)
+TESTS = str(Path(__file__).parents[1])
 
 
 def run(*arguments: object) -> dict[str, Any]:
     """A process of its own, which must live to its end."""
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "stores.hostile", *map(str, arguments)]
+    paths = os.pathsep.join((ENVIRONMENT["PYTHONPATH"], TESTS))
+    known = ENVIRONMENT | {"PYTHONPATH": paths}
+    done = subprocess.run(command, env=known, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{done.returncode} {done.stderr[-2000:]}"
     said: dict[str, Any] = json.loads(done.stdout)
     return said
@@ -76,6 +79,15 @@ def test_spoiled_parts_end_no_process_and_take_little(tmp_path: Path) -> None:
     assert found["refused"] + found["read"] == 400
     assert min(found["refused"], found["read"]) > 50  # both what is refused and what comes to Arrow
     assert found["peak_mib"] < 64
+
+
+@pytest.mark.parametrize("which", fuzzing.MAKERS)
+def test_a_trial_of_which_a_file_is_spoiled_is_refused_with_a_way_out_or_read(
+    which: str, tmp_path: Path
+) -> None:
+    found = fuzzing.fuzz(fuzzing.MAKERS[which](tmp_path / "trial"), 40, 0)
+    assert set(found) == {"refused", "read"}, found
+    assert found.total() == 40
 
 
 def test_many_small_parts_together_are_bounded_too(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
