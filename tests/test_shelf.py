@@ -89,6 +89,9 @@ def test_a_folder_whose_name_is_no_text_is_listed_with_its_reason_and_so_are_the
 def test_names_that_an_address_must_escape_are_found_under_a_file_address(shelf: Path) -> None:
     for name in ("a b", "a%20b", "q?x=1"):
         write(shelf / name, mlp((4, 4), steps=1))
+    os.mkdir(os.fsencode(shelf) + b"/bad\xff")
+    refused = [one for one in kept(f"file://{shelf}") if one.trial is None]
+    assert [one.uri.rpartition("/")[2] for one in refused] == ["bad%FF", "c"]
     found = [one for one in kept(f"file://{shelf}") if one.trial is not None]
     assert [one.uri.rpartition("/")[2] for one in found] == [
         "good",

@@ -109,18 +109,15 @@ class Beside:
         if self._claims(name):
             return False
         mine = f"{name}-{secrets.token_hex(4)}.json"
+        is_won = False
         try:
             self.write(mine, b"")
-            if not self._is_alone(name, mine):
-                self.remove(mine)
-                return False
-        except OSError:
+            is_won = self._is_alone(name, mine)
+        finally:
+            # It is won or lost whether or not that can be said.
             with suppress(OSError):
-                self.remove(mine)
-            raise
-        with suppress(OSError):  # it is won all the same
-            self.write(mine, data)
-        return True
+                self.write(mine, data) if is_won else self.remove(mine)
+        return is_won
 
     def _is_alone(self, name: str, mine: str) -> bool:
         """Of those that were made at once the first by name waits until the others have gone; unless one of them was

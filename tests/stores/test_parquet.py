@@ -380,6 +380,17 @@ def test_a_file(written: Path) -> None:
     assert error.next_step == f"give a directory, e.g. {written}"
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])
+def test_a_name_that_no_file_system_takes(tmp_path: Path, name: str) -> None:
+    store = ParquetStore(f"{tmp_path}/{name}")
+    for act, done in ((store.load, "read"), (store.begin, "written")):
+        with pytest.raises(StoreError) as caught:
+            act()
+        assert caught.value.what == f"the trial cannot be {done}"
+        assert re.match("ArrowInvalid|UnicodeEncodeError", caught.value.got)
+        assert caught.value.next_step
+
+
 def test_another_directory(place: Path) -> None:
     for name in ("config.yaml", "model.bin", "part-0.parquet", "part-w0-0.parquet", "x"):
         (place / name).mkdir(parents=True)

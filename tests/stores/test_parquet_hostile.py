@@ -8,9 +8,11 @@ import random
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,10 +24,12 @@ from fanin.stores.parquet.footer import footer_of
 from fanin.stores.parquet.part import Part, decode, encode
 from fanin.stores.parquet.table import SCHEMA, from_table, to_table
 from fanin.stores.parquet.thrift import BINARY, FALSE, I32, I64, LIST, STRUCT, TRUE, Field, Reader, written
+from fanin.summary import summarize
+from fanin.trial import Step
 
 from . import fuzzing, hostile
 from .parquet_trial import ENVIRONMENT, PARTS, load_error
-from .samples import plain, step
+from .samples import observation, plain, step
 
 TESTS = str(Path(__file__).parents[1])
 
@@ -90,21 +94,26 @@ def test_a_trial_of_which_a_file_is_spoiled_is_refused_with_a_way_out_or_read(
     assert found.total() == 40
 
 
-def test_many_small_parts_together_are_bounded_too(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in written.glob("part-w00000-00000[1-9]*"):
-        path.unlink()
-    data = hostile.put(hostile.rows(0))
-    tight = encode(Part((step(0),)))
-    (written / PARTS[1]).write_bytes(data)
-    (written / PARTS[2]).write_bytes(tight)
-    assert len(ParquetStore(written).load().steps) == 1
-    excess = decode(tight, "here").excess
-    assert excess == 0  # as its size warrants
-    monkeypatch.setattr("fanin.stores.parquet.part.RATIO", 1)
-    monkeypatch.setattr(parquet, "LARGEST_TABLE", decode(tight, "here").excess - 1)
-    error = load_error(written)
+def zeros(index: int) -> bytes:
+    """A part of a network that is dead, and so of little but repetition."""
+    summary = summarize(np.zeros((4, 64)), histogram=True, unit_axis=1)
+    seen = replace(observation(0), summary=summary)
+    return encode(Part((Step(index, observations=(seen,) * 1000),)))
+
+
+def test_many_small_parts_together_are_bounded_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ParquetStore(place).begin()
+    excess = 0
+    for index in range(2):
+        (place / PARTS[index + 1]).write_bytes(zeros(index))
+        excess += decode(zeros(index), "here").excess
+    assert excess > 2 * 2**20
+    monkeypatch.setattr(parquet, "LARGEST_TABLE", excess)
+    assert len(ParquetStore(place).load().steps) == 2
+    monkeypatch.setattr(parquet, "LARGEST_TABLE", excess - 1)
+    error = load_error(place)
     assert error.what == "this trial would take more memory than files of its size do"
-    assert error.where == f"{written}/{PARTS[2]}"
+    assert error.where == f"{place}/{PARTS[2]}"
 
 
 REWRITTEN: dict[str, dict[str, Any]] = {

@@ -96,7 +96,7 @@ def below(uri: str, name: str) -> str:
         return os.path.join(uri, name)
     path, mark, options = uri.partition("?")
     if not uri.lower().startswith("s3://"):
-        name = quote(name)
+        name = quote(os.fsencode(name))
     elif "?" in name or "/" in name or not name:
         raise UsageError(
             "this name cannot stand in an address",

@@ -195,11 +195,12 @@ class Directory:
         return mark is not None and os.path.isfile(mark) and os.path.getsize(mark) > 0
 
     def remove_if_empty(self) -> None:
-        """Take the directory away where nothing is in it: of an object store the mark of an empty one, which Arrow
-        leaves behind the last file of it. What stands above stays."""
-        if self.is_local and (os.path.islink(self.path) or os.listdir(self.path)):
-            return
-        if not self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True)):
+        """Take the directory away where nothing is in it: of an object store the mark of an empty one, which Arrow puts
+        there for the last file of it. What stands above stays; of two runs that meet here neither may be beginning."""
+        if self.is_local:
+            if not os.path.islink(self.path) and not os.listdir(self.path):
+                os.rmdir(self.path)
+        elif not self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True)):
             self.filesystem.delete_dir(self.path)
 
     def remove(self, name: str) -> None:
