@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -14,14 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from pyarrow.fs import FileType
 
 from fanin import cli_trial
+from fanin.beside import STATUS, Beside, beat_name
 from fanin.cli import main
 from fanin.errors import FaninError, UsageError
 from fanin.exports import EXPORTS, export
 from fanin.exports.rows import COLUMNS, rows
-from fanin.shelf import kept, remove, verify
+from fanin.shelf import _is_left_over, kept, remove, verify
 from fanin.stores import open_store
+from fanin.stores.parquet.directory import Directory
 from fanin.stores.smdebug.wire import as_bytes, as_text, fields
 from fanin.synthetic import mlp
 from fanin.trial import Mode, Trial
@@ -66,6 +70,53 @@ def test_trials_are_found_below_a_directory(shelf: Path) -> None:
 def test_links_are_not_followed(shelf: Path) -> None:
     (shelf / "d/up").symlink_to(shelf)
     assert len(list(kept(shelf))) == 4
+
+
+def test_a_folder_whose_name_is_no_text_is_listed_with_its_reason_and_so_are_the_others(shelf: Path) -> None:
+    os.mkdir(os.fsencode(shelf) + b"/bad\xff")
+    (shelf / "d" / os.fsdecode(b"file\xff")).write_text("mine")
+    (shelf / "a/good" / os.fsdecode(b"file\xff")).write_text("mine")
+    found = {Path(one.uri).name: one for one in kept(shelf)}
+    assert list(found) == ["good", "zeros", "b", os.fsdecode(b"bad\xff"), "c"]
+    assert found["good"].trial is not None
+    result = fanin("trial", "ls", str(shelf))
+    assert result.exit_code == 0
+    line = next(line for line in result.stdout.splitlines() if "bad" in line)
+    assert "bad\\udcff  cannot be read  the trial cannot be listed: UnicodeEncodeError" in line
+    assert len(result.stdout.splitlines()) == 5
+
+
+def test_names_that_an_address_must_escape_are_found_under_a_file_address(shelf: Path) -> None:
+    for name in ("a b", "a%20b", "q?x=1"):
+        write(shelf / name, mlp((4, 4), steps=1))
+    os.mkdir(os.fsencode(shelf) + b"/bad\xff")
+    refused = [one for one in kept(f"file://{shelf}") if one.trial is None]
+    assert [one.uri.rpartition("/")[2] for one in refused] == ["bad%FF", "c"]
+    found = [one for one in kept(f"file://{shelf}") if one.trial is not None]
+    assert [one.uri.rpartition("/")[2] for one in found] == [
+        "good",
+        "zeros",
+        "a%20b",
+        "a%2520b",
+        "b",
+        "q%3Fx%3D1",
+    ]
+
+
+def test_a_prefix_that_no_address_leads_to_is_listed_with_its_reason(endpoint: str, bucket_uri: str) -> None:
+    place = bucket_uri.rpartition("/")[0]
+    writer = open_store(f"{place}/good").begin()
+    writer.close()
+    store, path = Directory.at(place).filesystem, place.removeprefix("s3://")
+    for name in ("bad?x=1", "bad?region=eu-west-1"):
+        with store.open_output_stream(f"{path}/{name}/part-w00000-000000.parquet") as file:
+            file.write(b"")
+    found = {one.uri.rpartition("/")[2]: one for one in kept(place)}
+    assert list(found) == ["bad?region=eu-west-1", "bad?x=1", "good"]
+    assert [one.trial is None for one in found.values()] == [True, True, False]
+    said = fanin("trial", "ls", place)
+    assert said.exit_code == 0
+    assert "this name cannot stand in an address: 'bad?x=1'" in said.stdout
 
 
 @pytest.mark.parametrize("name", ["nothing", "d/notes.txt"])
@@ -268,13 +319,78 @@ def test_a_trial_is_removed_after_asking_and_nothing_else(
     monkeypatch.setattr(cli_trial, "on_terminal", lambda: True)
     place = shelf / "a/good"
     (place / "mine.txt").write_text("stays")
-    (place / ".part-w00000-000009.parquet.1-ab.tmp").write_bytes(b"")
+    (place / ".part-w00000-000009.parquet.1-0123abcd.tmp").write_bytes(b"")
     assert fanin("trial", "rm", str(place), given="n\n").exit_code == 2
     assert len(list(place.iterdir())) > 2
     assert fanin("trial", "rm", str(place), given="y\n").exit_code == 0
     assert [path.name for path in place.iterdir()] == ["mine.txt"]
     assert fanin("trial", "rm", str(shelf / "a/zeros"), "--yes").exit_code == 0
     assert not (shelf / "a/zeros").exists()
+
+
+STRANGERS = [
+    "._notes.tmp",
+    ".part-weights.tmp",
+    ".part-w00000-000009.parquet.tmp",
+    ".part-w00000-0000009.parquet.1-0123abcd.tmp",
+    "._status.json.backup.tmp",
+    "part-w000000-000000.parquet",
+    "_done-mine.json",
+    "_status.json.bak",
+]
+LEFT_OVER = [
+    ".part-w00000-000009.parquet.4711-0123abcd.tmp",
+    ".part-w00000-000009-0a1b2c3d.parquet.0123abcd.tmp",
+    "._status.json.4711-0123abcd.tmp",
+    "._beat-w00000.4711-0123abcd.tmp",
+    "._done-0123456789abcdef.json-0123abcd.tmp",
+    "_done-0123456789abcdef.json",
+    ".stopped-w00000",
+]
+
+
+def test_of_what_lies_beside_a_trial_only_what_its_writers_name_so_is_removed(shelf: Path) -> None:
+    place = shelf / "a/good"
+    written = len(list(place.iterdir()))
+    for name in STRANGERS + LEFT_OVER:
+        (place / name).write_text("")
+    for name in ("part-w00000-000007.parquet", "_status.json", "._x.tmp"):
+        (place / name).mkdir()
+    assert remove(place) == written + len(LEFT_OVER)
+    left = {path.name for path in place.iterdir()}
+    assert left == {*STRANGERS, "part-w00000-000007.parquet", "_status.json", "._x.tmp"}
+
+
+def test_what_writers_leave_when_they_are_killed_bears_the_names_that_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = Beside.at(str(tmp_path))
+    monkeypatch.setattr("os.replace", lambda *_: None)
+    monkeypatch.setattr("os.link", lambda *_: None)
+    monkeypatch.setattr("os.unlink", lambda *_: None)
+    directory = Directory.at(str(tmp_path))
+    directory.publish("part-w00000-000001.parquet", b"")
+    directory.claim(3, b"")
+    beside.write(beat_name(3), b"")
+    beside.write(STATUS, b"")
+    beside.claim("_done-0123456789abcdef", b"")
+    names = [path.name for path in tmp_path.iterdir()]
+    assert len(names) == 5
+    assert all(_is_left_over(name) for name in names)
+
+
+def test_nothing_of_a_trial_stays_in_a_bucket(endpoint: str, bucket_uri: str) -> None:
+    for name in ("exp1", "exp10"):
+        writer = open_store(bucket_uri.replace("exp1", name)).begin()
+        writer.close()
+    store, path = Directory.at(bucket_uri).filesystem, bucket_uri.removeprefix("s3://")
+    assert remove(bucket_uri) == 2
+    assert store.get_file_info(path).type is FileType.NotFound
+    assert len(Directory.at(f"{bucket_uri}0").series()) == 1
+    with store.open_output_stream(f"{path}0/mine.txt") as file:
+        file.write(b"stays")
+    remove(f"{bucket_uri}0")
+    assert [info.base_name for info in Directory.at(f"{bucket_uri}0").entries()] == ["mine.txt"]
 
 
 def test_without_a_terminal_nothing_is_asked_and_nothing_removed(shelf: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from pyarrow.fs import FileInfo, FileSelector, FileType, LocalFileSystem
 
 from fanin.stores.parquet.directory import Directory
+from fanin.stores.place import named
 
 BEAT = re.compile(r"_beat-w(\d{5,})")
 STOP, STATUS = "_stop.json", "_status.json"
@@ -40,9 +41,10 @@ def beat_name(worker: int) -> str:
     return f"_beat-w{worker:05d}"
 
 
-SETTLING_S = 2.5
-"""Seconds from a claim in an object store to the look at who was first. Its clock counts whole seconds (HTTP dates):
-who comes later than this is at least one of its seconds younger, if an object is put within 1.5."""
+PATIENCE_S, LOOK_S = 15.0, 0.1
+"""Seconds for which a claim waits until others that were made at once are taken back, and from one look to the next. A
+request to a store that hangs takes 12 s (see `stores/place.py`); who has not taken its claim back by then never
+will."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +109,38 @@ class Beside:
                 os.unlink(temporary)
 
     def _claim_remotely(self, name: str, data: bytes) -> bool:
-        """Object stores have no exclusive name that every one of them keeps. So each claim has a name of its own, and
-        after a pause in which all that were made at once have become visible the oldest one counts for everybody."""
+        """Object stores have no exclusive name that every one of them keeps, but their listings show what was put
+        before them (S3's since December 2020). So each claim has a name of its own, and who then finds no other has
+        won: whoever looks later finds it. It says so by filling the file, which is empty until then."""
         if self._claims(name):
             return False
         mine = f"{name}-{secrets.token_hex(4)}.json"
-        self.write(mine, data)
-        time.sleep(SETTLING_S)
-        return self._claims(name)[0] == mine
+        is_won = False
+        try:
+            self.write(mine, b"")
+            is_won = self._is_alone(name, mine)
+        finally:
+            # It is won or lost whether or not that can be said.
+            with suppress(OSError):
+                self.write(mine, data) if is_won else self.remove(mine)
+        return is_won
 
-    def _claims(self, name: str) -> list[str]:
-        """Those that were made, the oldest first."""
-        found = [info for info in self.files() if info.base_name.startswith(f"{name}-")]
-        return [
-            info.base_name for info in sorted(found, key=lambda info: (info.mtime_ns or 0, info.base_name))
-        ]
+    def _is_alone(self, name: str, mine: str) -> bool:
+        """Of those that were made at once the first by name waits until the others have gone; unless one of them was
+        alone before."""
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            others = [info for info in self._claims(name) if info.base_name != mine]
+            if not others:
+                return True
+            if any(info.size or info.base_name < mine for info in others):
+                return False
+            time.sleep(LOOK_S)
+        return False
+
+    def _claims(self, name: str) -> list[FileInfo]:
+        """Those that were made, and not taken back."""
+        return [info for info in self.files() if info.base_name.startswith(f"{name}-")]
 
     def remove(self, name: str) -> None:
         """Take a file away."""
@@ -130,7 +149,7 @@ class Beside:
     def files(self) -> list[FileInfo]:
         """All files at and under the place, ours among them; none where there is no directory."""
         selector = FileSelector(self.directory.path, allow_not_found=True, recursive=True)
-        found = self.directory.filesystem.get_file_info(selector)
+        found = named(self.directory.filesystem.get_file_info(selector))
         return [info for info in found if info.type is FileType.File]
 
 

@@ -9,10 +9,10 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from queue import Empty, Queue
 from threading import Thread
 from types import TracebackType
 from typing import Any, Literal, TypeVar, get_args
@@ -268,7 +268,7 @@ def _begun(
     """The store and a hand on it; in memory where the place cannot be written, since training must begin."""
     if trial is not None:
         try:
-            return within(BEGIN_S, lambda: _opened(trial, worker, about))
+            return within(BEGIN_S, lambda: _opened(trial, worker, about), _give_back)
         except (TrialExistsError, TrialFormatError):
             raise  # a mistake in the address, which the next run would repeat
         except StoreError as fault:
@@ -283,6 +283,17 @@ def _opened(trial: str | os.PathLike[str], worker: int, about: Mapping[str, str]
     return store, store.begin(worker, about)
 
 
+def _give_back(begun: tuple[Store, Writer]) -> None:
+    """A place that was got too late: its trial is in memory by now, and others may want to begin there."""
+    try:
+        begun[1].withdraw()
+    except Exception as fault:  # noqa: BLE001  # nobody waits for this thread
+        what = (
+            "fanin claimed %s too late to use it, and could not give it back; remove it (fanin trial rm)\n%s"
+        )
+        log.warning(what, begun[0].uri, fault)
+
+
 def _in_memory(worker: int, about: dict[str, str]) -> tuple[Store, Writer]:
     memory = MemoryStore()
     return memory, memory.begin(worker, about)
@@ -294,33 +305,38 @@ def _rank() -> int:
     return int(rank) if rank.isdecimal() else 0
 
 
-def within(seconds: float, begin: Callable[[], T]) -> T:
-    """What `begin` returns or raises, unless it takes too long.
+def within(seconds: float, begin: Callable[[], T], undo: Callable[[T], None]) -> T:
+    """What `begin` returns or raises, unless it takes too long; what it returns after that is undone.
 
     Raises:
         StoreError: It does.
     """
-    done: Queue[T | BaseException] = Queue()
+    done: Future[T] = Future()
 
     def run() -> None:
         try:
-            done.put(begin())
+            begun = begin()
         except BaseException as error:  # noqa: BLE001  # raised below, in the thread that asked
-            done.put(error)
+            if done.set_running_or_notify_cancel():
+                done.set_exception(error)
+            return
+        if done.set_running_or_notify_cancel():
+            done.set_result(begun)
+        else:
+            undo(begun)
 
     Thread(target=run, name="fanin-begin", daemon=True).start()
     try:
-        found = done.get(timeout=seconds)
-    except Empty:
+        return done.result(seconds)
+    except TimeoutError:
+        if done.done() or not done.cancel():
+            return done.result()  # it was ready in the same moment
         raise StoreError(
             "the place of the trial does not answer",
             got=f"nothing for {seconds:g} s",
             expected="a place that can be written",
             next_step="check the disk or the network that it lies on",
         ) from None
-    if isinstance(found, BaseException):
-        raise found
-    return found
 
 
 def _own_version() -> str:

@@ -12,6 +12,7 @@ import click
 from fanin.destination import EXPORTS, format_of, require_new
 
 if TYPE_CHECKING:
+    from fanin.errors import FaninError
     from fanin.shelf import Kept
     from fanin.trial import Step, Trial
 
@@ -56,17 +57,23 @@ def _line(one: Kept, no_verdict: bool) -> tuple[str, str, str]:
     from fanin.reports.typeset import counted, escape
 
     if one.trial is None:
-        return one.uri, "cannot be read", one.error.what if one.error else ""
+        return escape(one.uri), "cannot be read", escape(_reason(one.error))
     diagnosis = None if no_verdict else judge(one.trial).diagnosis
     said = diagnosis.verdict.value if diagnosis else ""
     documented = diagnosis.documented if diagnosis and one.trial.is_foreign else None
     state = "" if one.trial.complete else ", not closed"
     rule = f", SageMaker's rule: {documented.value}" if documented else ""
     return (
-        one.uri,
+        escape(one.uri),
         said,
         f"{escape(one.trial.spec.name)}, {counted(len(one.trial.steps), 'step')}{rule}{state}",
     )
+
+
+def _reason(error: FaninError | None) -> str:
+    if error is None:
+        return ""
+    return error.what + (f": {error.got}" if error.got else "")
 
 
 @trial.command(short_help="Show what a trial holds.")

@@ -96,6 +96,7 @@ class _Follower:
         self._liveness = Liveness(how.dead_after)
         self._parts: dict[bytes, Part] = {}
         self._seen: Glance | None = None
+        self._was_there = False
         self._report: Report | None = None
         self._run = ""
         self._error: FaninError | None = None
@@ -118,6 +119,7 @@ class _Follower:
             seen = glance(self._beside)
         except OSError as error:
             return self._failed(_unreachable(self._uri, error))
+        self._was_there = self._was_there or seen.holds_trial
         if seen.holds_trial and self._liveness.is_dead(seen):
             self._ended = Ended.WRITER_DEAD
         before, self._seen = self._seen, seen
@@ -151,10 +153,13 @@ class _Follower:
     def _take(self, error: StoreError) -> None:
         """A trial that is not there yet is no failure; nor is a directory in which others have files."""
         holds_trial = self._seen is not None and self._seen.holds_trial
-        if isinstance(error, TrialNotFoundError) or (isinstance(error, TrialFormatError) and not holds_trial):
+        absent = isinstance(error, TrialNotFoundError) or (
+            isinstance(error, TrialFormatError) and not holds_trial
+        )
+        if absent and not self._was_there:
             self._error = self._failing_since = None
         else:
-            self._failed(error)
+            self._failed(_removed(self._uri, error) if absent else error)
 
     def _judge(self, trial: Trial) -> None:
         self._error = self._failing_since = None
@@ -193,6 +198,16 @@ class _Follower:
         if report is None:
             return "there is no trial at this address" + ("" if self.is_over else " yet")
         return report.diagnosis.why
+
+
+def _removed(uri: str, error: StoreError) -> StoreError:
+    return StoreError(
+        "the trial was removed while it was followed",
+        where=shown(uri),
+        got=error.got or error.what,
+        expected="the parts that were there before",
+        next_step="follow the address to which it was moved; what starts here anew is another trial: follow again",
+    )
 
 
 def _unreachable(uri: str, error: OSError) -> StoreError:

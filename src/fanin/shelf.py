@@ -12,7 +12,7 @@ from pyarrow.fs import FileType
 from fanin.beside import OURS
 from fanin.errors import FaninError, UsageError
 from fanin.stores import open_store
-from fanin.stores.parquet.directory import PART, Directory
+from fanin.stores.parquet.directory import Directory, part_of
 from fanin.stores.place import below, reaching, shown
 from fanin.stores.smdebug import is_smdebug
 from fanin.stores.smdebug.archive import Archive
@@ -20,6 +20,10 @@ from fanin.trial import Trial
 
 STOPPED = re.compile(r"\.stopped-w\d{5,}")
 """The mark that SIGTERM leaves, see `stores/parquet/stopping.py`."""
+
+UNFINISHED = re.compile(r"\.(.+?)[.-](?:\d+-)?[0-9a-f]{8}\.tmp")
+"""A file before it has its name, which is in it: of a part or of what lies beside them, see `Directory.publish` and
+`Beside.claim`."""
 
 DEEPEST = 6
 """Directories down to which trials are looked for: enough for `runs/project/experiment/date/rank`."""
@@ -60,9 +64,7 @@ def kept(place: str | os.PathLike[str]) -> Iterator[Kept]:
             expected="a directory, e.g. runs or s3://bucket/runs",
             next_step="name the directory that holds the trials",
         )
-    with reaching(root, "listed", "check the permissions of the directories there"):
-        for address in _trials(root, DEEPEST):
-            yield _opened(address)
+    yield from _trials(root, DEEPEST)
 
 
 def _opened(address: str) -> Kept:
@@ -72,23 +74,47 @@ def _opened(address: str) -> Kept:
         return Kept(shown(address), error=error)
 
 
-def _trials(address: str, depth: int) -> Iterator[str]:
-    if is_trial(address):
-        yield address
+def _trials(address: str, depth: int) -> Iterator[Kept]:
+    """One that cannot be looked at does not keep others from being listed."""
+    try:
+        with reaching(address, "listed", "check its name and its permissions"):
+            holds = is_trial(address)
+            names = [] if holds or not depth else _folders(address)
+    except FaninError as error:
+        if not isinstance(error.__cause__, PermissionError):  # others' folders, as `lost+found`
+            yield Kept(shown(address), error=error)
         return
-    for folder in _folders(address) if depth else ():
-        try:
-            yield from _trials(folder, depth - 1)
-        except PermissionError:
-            continue
+    if holds:
+        yield _opened(address)
+    for name in names:
+        yield from _below(address, name, depth)
+
+
+def _below(address: str, name: str, depth: int) -> Iterator[Kept]:
+    try:
+        folder = below(address, name)
+    except FaninError as error:
+        yield Kept(f"{shown(address).rstrip('/')}/{name}", error=error)
+        return
+    yield from _trials(folder, depth - 1)
 
 
 def _folders(address: str) -> list[str]:
     """The directories in one, by name; hidden ones and links are not looked at."""
     directory = Directory.at(address)
-    names = [info.base_name for info in directory.entries() if info.type is FileType.Directory]
-    linked = os.path.islink if directory.is_local else lambda path: False
-    return [below(address, name) for name in names if not linked(os.path.join(directory.path, name))]
+    if directory.is_local:
+        return _local_folders(directory.path)
+    return [info.base_name for info in directory.entries() if info.type is FileType.Directory]
+
+
+def _local_folders(path: str) -> list[str]:
+    """Those among them whose names are no text, too: somebody will miss what is in them."""
+    with os.scandir(path) as found:
+        return sorted(
+            each.name
+            for each in found
+            if each.is_dir(follow_symlinks=False) and not each.name.startswith(".")
+        )
 
 
 def is_trial(address: str) -> bool:
@@ -97,7 +123,7 @@ def is_trial(address: str) -> bool:
     Raises:
         OSError, StoreError: It cannot be reached.
     """
-    if any(PART.fullmatch(info.base_name) for info in Directory.at(address).entries()):
+    if any(part_of(info.base_name) for info in Directory.at(address).entries()):
         return True
     return is_smdebug(address)
 
@@ -128,7 +154,7 @@ def _every_record(uri: str) -> int:
 
 
 def remove(uri: str | os.PathLike[str]) -> int:
-    """Remove a trial of ours, and its directory on a local disk where nothing else is in it; how many files.
+    """Remove a trial of ours, and its directory where nothing else is in it; how many files.
 
     Raises:
         UsageError: It is none, or somebody else's.
@@ -140,8 +166,7 @@ def remove(uri: str | os.PathLike[str]) -> int:
     ):
         for name in names:
             directory.remove(name)
-        if directory.is_local and not os.path.islink(directory.path) and not os.listdir(directory.path):
-            os.rmdir(directory.path)
+        directory.remove_if_empty()
     return len(names)
 
 
@@ -155,7 +180,7 @@ def removable(uri: str | os.PathLike[str]) -> list[str]:
     address = os.fspath(uri)
     with reaching(address, "read", "check the path and its permissions"):
         listed = _listed(Directory.at(address))
-    parts = sorted((name for name in listed if PART.fullmatch(name)), reverse=True)
+    parts = sorted((name for name in listed if part_of(name)), reverse=True)
     if not parts:
         raise UsageError(
             "this is not a trial that fanin wrote, so fanin does not remove it",
@@ -168,13 +193,17 @@ def removable(uri: str | os.PathLike[str]) -> list[str]:
 
 
 def _listed(directory: Directory) -> list[str]:
+    """The files in it; directories are nobody's parts."""
     if directory.kind is not FileType.Directory:
         return []
-    return [info.base_name for info in directory.entries(hidden=True)]
+    found = directory.entries(hidden=True)
+    return [info.base_name for info in found if info.type is FileType.File]
 
 
 def _is_left_over(name: str) -> bool:
     """What a writer that was killed left of a part, and what lies beside the parts: the mark of one that was stopped
     would say of the next trial here that it is complete."""
-    unfinished = name.startswith((".part-w", "._")) and name.endswith(".tmp")
-    return unfinished or any(known.fullmatch(name) for known in (OURS, STOPPED))
+    unfinished = UNFINISHED.fullmatch(name)
+    if unfinished:
+        return bool(part_of(unfinished[1]) or OURS.fullmatch(unfinished[1]))
+    return any(known.fullmatch(name) for known in (OURS, STOPPED))

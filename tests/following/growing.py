@@ -35,7 +35,7 @@ class Growing:
         uri: Where.
     """
 
-    def __init__(self, place: Path, trial: Trial) -> None:
+    def __init__(self, place: Path | str, trial: Trial) -> None:
         self.uri = str(place)
         self._start = next(step for step in trial.steps if step.index == 0)
         self._spec = trial.spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +106,38 @@ def test_what_cannot_be_read_is_no_clean_bill_when_its_writer_is_dead(place: Pat
     (place / "part-w00000-000003.parquet").write_bytes(b"spoiled")
     end = last(growing.uri, Following(timeout=60.0, dead_after=0.5)).standing
     assert (end.ended, end.status) == (Ended.BROKEN, Status.ERROR)
+
+
+def test_a_trial_that_is_removed_while_it_is_followed_is_not_waited_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.3)
+    growing = Growing(place, healthy())
+    growing.step(0)
+    looks = follow(growing.uri, AMPLE)
+    until(looks, lambda look: look.standing.steps == 1)
+    shutil.rmtree(place)
+    end = list(looks)[-1]
+    assert (end.standing.ended, end.standing.status) == (Ended.BROKEN, Status.ERROR)
+    assert end.standing.why == "the trial was removed while it was followed"
+    assert end.error is not None
+    assert (end.error.where, end.error.got) == (growing.uri, "nothing of that name")
+    assert "follow again" in end.error.next_step
+
+
+def test_a_trial_that_comes_back_in_a_moment_is_followed_on(place: Path) -> None:
+    growing = Growing(place, healthy())
+    growing.step(0)
+    growing.close()
+    for path in sorted(place.iterdir())[1:]:
+        path.unlink()
+    away = place.with_name("away")
+    looks = follow(growing.uri, AMPLE)
+    until(looks, lambda look: look.standing.verdict is Verdict.UNDECIDED)
+    place.rename(away)
+    until(looks, lambda look: look.error is not None)
+    away.rename(place)
+    assert until(looks, lambda look: look.error is None).standing.ended is Ended.NOT
 
 
 def test_a_slow_writer_that_beats_is_alive(place: Path) -> None:

@@ -246,9 +246,9 @@ def test_what_lies_beside_a_trial_goes_with_it(tmp_path: Path) -> None:
         assert OURS.fullmatch(name)
         beside.write(name, b"{}")
     beside.write("_notes.txt", b"mine")
-    (tmp_path / "trial" / "._status.json.7-ab.tmp").write_bytes(b"{")  # of one that was killed
+    (tmp_path / "trial" / "._status.json.7-0123abcd.tmp").write_bytes(b"{")  # of one that was killed
     assert {name for name in removable(growing.uri) if name.startswith(("_", "._"))} == {
-        "._status.json.7-ab.tmp",
+        "._status.json.7-0123abcd.tmp",
         "_beat-w00000",
         "_stop.json",
         STATUS,

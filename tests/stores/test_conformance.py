@@ -240,3 +240,12 @@ def test_threads_write_as_workers_of_one_trial(store: Store) -> None:
     assert trial.workers == (0, 1, 2)
     for worker in range(3):
         assert plain(trial.of_worker(worker).steps) == plain(tuple(step(i, worker) for i in range(5)))
+
+
+def test_a_place_that_is_given_back_is_as_if_nobody_had_begun(store: Store) -> None:
+    store.begin(0, {"run_id": "late"}).withdraw()
+    with pytest.raises(TrialNotFoundError):
+        store.load()
+    write(store, step(0))
+    assert keys(store) == [("train", 0)]
+    assert store.load().about["run_id"] == RUN["run_id"]

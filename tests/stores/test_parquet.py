@@ -228,6 +228,31 @@ def test_steps_that_come_fast_share_a_part(place: Path, monkeypatch: pytest.Monk
     assert len(ParquetStore(place).load().steps) == 20
 
 
+def test_what_waits_is_as_many_parts_as_are_small_enough_to_read(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "PART_TENSORS", 5)  # two steps of two tensors
+    writer = ParquetStore(place).begin()
+    publish, disk = Directory.publish, threading.Event()
+
+    def stuck(self: Directory, *arguments: Any, **options: Any) -> None:
+        disk.wait()
+        publish(self, *arguments, **options)
+
+    monkeypatch.setattr(Directory, "publish", stuck)
+    for index in range(7):
+        writer.append(step(index))
+        while index == 0 and writer._in_hand is None:
+            time.sleep(0.01)
+    disk.set()
+    writer.flush()
+    assert [each.index for each in ParquetStore(place).load().steps] == list(range(7))
+    writer.close()
+    parts = [decode(path.read_bytes(), "here") for path in sorted(place.glob("part-*"))]
+    assert [len(part.steps) for part in parts] == [0, 1, 2, 2, 2, 0]
+    assert [part.end for part in parts] == [False] * 5 + [True]
+
+
 def test_a_lost_directory_is_reported_once(written: Path, place: Path) -> None:
     store = ParquetStore(f"{place}-2")
     writer = store.begin()
@@ -353,6 +378,17 @@ def test_a_file(written: Path) -> None:
     error = load_error(written / PARTS[0])
     assert error.what == "a trial is a directory, and this is a file"
     assert error.next_step == f"give a directory, e.g. {written}"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])
+def test_a_name_that_no_file_system_takes(tmp_path: Path, name: str) -> None:
+    store = ParquetStore(f"{tmp_path}/{name}")
+    for act, done in ((store.load, "read"), (store.begin, "written")):
+        with pytest.raises(StoreError) as caught:
+            act()
+        assert caught.value.what == f"the trial cannot be {done}"
+        assert re.match("ArrowInvalid|UnicodeEncodeError", caught.value.got)
+        assert caught.value.next_step
 
 
 def test_another_directory(place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from fanin.errors import (
     TrialExistsError,
+    TrialNotFoundError,
     UsageError,
 )
 from fanin.stores.parquet import ParquetStore
@@ -126,6 +128,48 @@ def test_of_two_runs_that_begin_at_once_one_withdraws(place: Path, monkeypatch: 
         ParquetStore(place).begin(0, {"run_id": "b"})
     assert ParquetStore(place).load().about["run_id"] == "a"
     assert ParquetStore(place).load().complete
+
+
+def vanishing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object], name: str) -> None:
+    """Let something happen between the listing and the moment at which a part is opened."""
+    read = Directory.read
+
+    def late(self: Directory, asked: str) -> bytes:
+        if asked == name:
+            monkeypatch.setattr(Directory, "read", read)
+            act()
+        return read(self, asked)
+
+    monkeypatch.setattr(Directory, "read", late)
+
+
+def test_a_worker_that_withdraws_while_it_is_read_was_never_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ParquetStore(place).begin(0, {"run_id": "a"}).close()
+    ParquetStore(place).begin(1, {"run_id": "a"})
+    other = place / "part-w00001-000000.parquet"
+    vanishing(monkeypatch, other.unlink, other.name)
+    assert ParquetStore(place).load().complete
+
+
+def test_a_worker_that_withdraws_while_another_begins_is_not_in_its_way(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ParquetStore(place).begin(1, {"run_id": "another"})
+    other = place / "part-w00001-000000.parquet"
+    vanishing(monkeypatch, other.unlink, other.name)
+    ParquetStore(place).begin(0, {"run_id": "a"}).close()
+    assert ParquetStore(place).load().about["run_id"] == "a"
+
+
+def test_a_trial_that_is_removed_while_it_is_read_is_not_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ParquetStore(place).begin(0).close()
+    vanishing(monkeypatch, lambda: shutil.rmtree(place), "part-w00000-000001.parquet")
+    with pytest.raises(TrialNotFoundError, match="there is no trial at this address"):
+        ParquetStore(place).load()
 
 
 def test_beginning_is_exclusive_without_hard_links(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from fanin.errors import (
 from fanin.stores.parquet import ParquetStore
 from fanin.stores.parquet.directory import Directory
 
+from .hostile import spoiled
 from .parquet_trial import PARTS, load_error, rewrite
 from .samples import plain, step
 
@@ -43,7 +44,7 @@ def replaced(column: str, array: Callable[[int], pa.Array]) -> Damage:
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "nothing in it": (lambda path: path.write_bytes(b""), "size is 0 bytes"),
-    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "footer"),
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "magic bytes"),
     "text": (lambda path: path.write_text("hello, this is no Parquet"), "magic bytes"),
     "version of letters": (change(metadata={"fanin.format": "new"}), "invalid literal"),
     "version 0": (change(metadata={"fanin.format": "0"}), "there is no format 0"),
@@ -57,7 +58,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a number for a name": (change(spec=lambda spec: spec | {"name": 1}), "expected str, got 1"),
     "a text for layers": (change(spec=lambda spec: spec | {"layers": "abc"}), "expected list, got 'abc'"),
     "a column less": (change(drop="mean"), "mean"),
-    "texts for numbers": (replaced("mean", lambda n: pa.array(["x"] * n)), "ArrowInvalid"),
+    "texts for numbers": (
+        replaced("mean", lambda n: pa.array(["x"] * n)),
+        "not of the type that fanin writes",
+    ),
     "no numbers": (replaced("mean", lambda n: pa.nulls(n, pa.float64())), "lacks a part of its summary"),
     "a role that is none": (replaced("role", lambda n: pa.array(["nose"] * n)), "'nose' is not a valid Role"),
     "a mode that is none": (
@@ -184,16 +188,6 @@ def test_a_link_to_a_trial_is_followed(written: Path, tmp_path: Path) -> None:
 # ── files that are meant to harm ────────────────────────────────────────────────────────────────────────────
 
 
-def spoiled(whole: bytes, chance: random.Random) -> bytes:
-    """A part of which a stretch is cut out, repeated, zeroed or drawn anew; half the time in its footer."""
-    footer = int.from_bytes(whole[-8:-4], "little") + 8
-    start = chance.randrange(len(whole) - footer if chance.random() < 0.5 else 0, len(whole))
-    end = min(len(whole), start + chance.choice([1, 4, 16, 200, len(whole)]))
-    stretch = whole[start:end]
-    others = [b"", 2 * stretch, bytes(len(stretch)), b"\xff" * len(stretch), chance.randbytes(len(stretch))]
-    return whole[:start] + chance.choice(others) + whole[end:]
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_no_spoiled_stretch_leads_to_another_kind_of_error_or_much_memory(written: Path, seed: int) -> None:
     path, chance = written / PARTS[1], random.Random(seed)
@@ -221,16 +215,3 @@ def test_a_part_of_many_gigabytes_is_not_read(written: Path) -> None:
         file.truncate(2**40)  # of which the disk holds a few kilobytes
     error = load_error(written)
     assert error.got == f"{2**40} bytes"
-
-
-def test_a_small_file_of_very_many_values_is_not_unpacked(written: Path) -> None:
-    path = written / PARTS[1]
-    entries = pq.read_metadata(path).metadata
-    rows = 2**20
-    table = pa.table({f"c{i}": pa.nulls(rows) for i in range(600)})
-    pq.write_table(table.replace_schema_metadata(entries), path, compression="zstd")
-    assert path.stat().st_size < 2**21
-    before = pa.default_memory_pool().max_memory()
-    error = load_error(written)
-    assert "its columns would take" in error.got
-    assert pa.default_memory_pool().max_memory() - before < 64 * 2**20

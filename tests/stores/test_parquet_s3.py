@@ -18,6 +18,7 @@ from fanin.errors import StoreError, TrialExistsError, TrialFormatError, TrialNo
 from fanin.stores import open_store
 from fanin.stores.parquet import ParquetStore, delivery, writing
 from fanin.stores.parquet.directory import Directory
+from fanin.stores.parquet.part import Part
 from fanin.stores.parquet.writing import ParquetWriter
 from fanin.stores.place import s3_filesystem
 
@@ -294,7 +295,11 @@ def test_closing_waits_for_no_store_and_loses_nothing(
     monkeypatch.setattr(writing, "PATIENCE_S", 0.5)
     writer = written(bucket_uri, 1)
     proxy.faults = [fault]
-    for index in range(1, 4):
+    before = len(proxy.seen)
+    writer.append(step(1))
+    while len(proxy.seen) == before:  # until it is on its way
+        time.sleep(0.01)
+    for index in range(2, 4):
         writer.append(step(index))
     with pytest.raises(StoreError, match="the rest is kept on this machine"):
         writer.close()
@@ -304,6 +309,31 @@ def test_closing_waits_for_no_store_and_loses_nothing(
     assert len(spills(tmp_path)) == 2  # the one that was on its way, and the rest
     bring(bucket_uri, tmp_path)
     assert indices(bucket_uri) == [0, 1, 2, 3]
+    assert load_trial(bucket_uri).complete
+
+
+def test_a_part_that_is_still_being_encoded_when_closing_gives_up_is_kept_here(
+    endpoint: str, bucket_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "PATIENCE_S", 0.3)
+    encode, slow, begun = writing.encode, threading.Event(), threading.Event()
+
+    def slowly(part: Part) -> bytes:
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            slow.wait(30)
+        return encode(part)
+
+    writer = written(bucket_uri, 1)
+    monkeypatch.setattr(writing, "encode", slowly)
+    writer.append(step(1))
+    assert begun.wait(30)
+    writer.append(step(2))
+    with pytest.raises(StoreError, match="the rest is kept on this machine"):
+        writer.close()
+    bring(bucket_uri, tmp_path)
+    slow.set()
+    assert indices(bucket_uri) == [0, 1, 2]
     assert load_trial(bucket_uri).complete
 
 

@@ -25,7 +25,7 @@ from fanin.adapters.torch.drafting import Draft
 from fanin.adapters.torch.watching import TorchWatching
 from fanin.errors import StoreError
 from fanin.examine import load_trial
-from fanin.stores.parquet import writing
+from fanin.stores.parquet import ParquetStore, writing
 from fanin.stores.parquet.directory import Directory
 from fanin.stores.parquet.writing import ParquetWriter
 
@@ -394,6 +394,53 @@ def test_a_store_that_hangs_from_the_start_leaves_the_trial_in_memory(
     assert len(seen.trial.steps) == 3
     seen.close()
     assert "does not answer" in caplog.text
+
+
+def test_a_place_that_is_got_too_late_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    late, claim = threading.Event(), Directory.claim
+
+    def slow(self: Directory, *args: Any) -> Any:
+        late.wait(60)
+        return claim(self, *args)
+
+    monkeypatch.setattr(Directory, "claim", slow)
+    monkeypatch.setattr(capture, "BEGIN_S", 0.2)
+    seen = observe(net(), trial=tmp_path / "trial", on_error="warn")
+    assert "does not answer" in caplog.text
+    (waiting,) = (thread for thread in threading.enumerate() if thread.name == "fanin-begin")
+    late.set()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert list((tmp_path / "trial").iterdir()) == []
+    ParquetStore(tmp_path / "trial").begin().close()
+    seen.close()
+
+
+def test_a_place_that_cannot_be_given_back_ends_nothing_and_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = ParquetStore(tmp_path / "trial").begin()
+    shutil.rmtree(tmp_path / "trial")
+    capture._give_back((ParquetStore(tmp_path / "trial"), writer))
+    assert "could not give it back; remove it" in caplog.text
+    assert str(tmp_path / "trial") in caplog.text
+
+
+def test_what_begins_in_the_moment_of_giving_up_is_either_used_or_undone() -> None:
+    undone: list[int] = []
+    used = 0
+    for turn in range(200):
+        try:
+            capture.within(0.002, lambda turn=turn: time.sleep(0.002) or turn, undone.append)  # type: ignore[misc]
+            used += 1
+        except StoreError:
+            pass
+    for thread in threading.enumerate():
+        if thread.name == "fanin-begin":
+            thread.join(60)
+    assert used + len(undone) == 200
 
 
 def test_asking_for_a_trial_that_does_not_get_written_is_an_error_and_no_wait(

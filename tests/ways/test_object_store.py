@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +198,27 @@ def test_a_store_that_cannot_be_begun_leaves_the_trial_in_memory(
     seen.close()
     assert said in caplog.text
     assert "unspeakable" not in caplog.text
+
+
+def test_a_place_that_a_store_gives_too_late_is_given_back(
+    proxy: s3.Proxy, bucket_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def late(handler: s3.Handler) -> bool:
+        if s3.writes(handler):
+            handler.server.release.wait(60)
+        return False
+
+    monkeypatch.setattr(capture, "BEGIN_S", 0.5)
+    proxy.faults = [late]
+    seen = observe(net(), trial=bucket_uri, steps=STEPS, on_error="warn")
+    assert "does not answer" in caplog.text
+    (waiting,) = (thread for thread in threading.enumerate() if thread.name == "fanin-begin")
+    proxy.release.set()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    seen.close()
+    open_store(bucket_uri).begin().close()
+    assert load_trial(bucket_uri).complete
 
 
 def test_a_process_whose_store_hangs_ends_with_its_own_exit_code(

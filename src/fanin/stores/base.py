@@ -48,6 +48,14 @@ class Writer(ABC):
             StoreError: As flush.
         """
 
+    @abstractmethod
+    def withdraw(self) -> None:
+        """Give the place back, as if this worker had never begun; for one that has appended nothing.
+
+        Raises:
+            OSError: The place cannot be reached.
+        """
+
 
 class Store(ABC):
     """One trial's place: append-only, many writers (ranks), readable while written and after a crash."""

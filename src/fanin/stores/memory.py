@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import final
 
@@ -37,8 +37,13 @@ class MemoryStore(Store):
                     expected="each worker to begin once",
                     next_step="use a new MemoryStore",
                 )
-            self._writers[worker] = _MemoryWriter(Record(worker, about=dict(about or {})))
+            record = Record(worker, about=dict(about or {}))
+            self._writers[worker] = _MemoryWriter(record, lambda: self._forget(worker))
             return self._writers[worker]
+
+    def _forget(self, worker: int) -> None:
+        with self._lock:
+            self._writers.pop(worker, None)
 
     def load(self) -> Trial:
         """What was appended so far.
@@ -55,8 +60,9 @@ class MemoryStore(Store):
 
 @final
 class _MemoryWriter(Writer):
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, forget: Callable[[], None]) -> None:
         self._lock = threading.Lock()
+        self._forget = forget
         self._record = record
         self._steps: list[Step] = []
 
@@ -87,6 +93,10 @@ class _MemoryWriter(Writer):
 
     def close(self) -> None:
         self.end()
+
+    def withdraw(self) -> None:
+        self.end()
+        self._forget()
 
     def _require_open(self) -> None:
         if self._record.ended:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
-from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, FileType, LocalFileSystem, S3FileSystem
+import pyarrow as pa
+from pyarrow.fs import (
+    AwsStandardS3RetryStrategy,
+    FileInfo,
+    FileSystem,
+    FileType,
+    LocalFileSystem,
+    S3FileSystem,
+)
 
 from fanin.errors import StoreError, UsageError
 
@@ -80,11 +88,36 @@ def below(uri: str, name: str) -> str:
 
     >>> below("s3://bucket/runs/?scheme=http", "exp1")
     's3://bucket/runs/exp1?scheme=http'
+
+    Raises:
+        UsageError: No address leads to such a name.
     """
     if "://" not in uri:
         return os.path.join(uri, name)
     path, mark, options = uri.partition("?")
+    if not uri.lower().startswith("s3://"):
+        name = quote(os.fsencode(name))
+    elif "?" in name or "/" in name or not name:
+        raise UsageError(
+            "this name cannot stand in an address",
+            where=shown(uri),
+            got=repr(name),
+            expected=AN_ADDRESS,
+            next_step="rename it: what follows a question mark are options",
+        )
     return f"{path.rstrip('/')}/{name}{mark}{options}"
+
+
+def named(found: Iterable[FileInfo]) -> list[FileInfo]:
+    """What a listing has found, by name, but for names of bytes that are no text: nobody can ask for those."""
+    return sorted((info for info in found if _is_text(info)), key=lambda info: info.path)
+
+
+def _is_text(info: FileInfo) -> bool:
+    try:
+        return bool(info.path)
+    except UnicodeDecodeError:
+        return False
 
 
 def is_object_store(filesystem: FileSystem) -> bool:
@@ -106,7 +139,8 @@ def reaching(uri: str, done: str, otherwise: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    # Arrow says of a path that it cannot take (a name of no text, a NUL) that it is invalid, and not that it failed.
+    except (OSError, pa.ArrowException, UnicodeError) as error:
         raise StoreError(
             f"the trial cannot be {done}",
             where=shown(uri),

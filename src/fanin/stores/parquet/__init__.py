@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from typing import final
 
 import pyarrow as pa
@@ -34,6 +35,7 @@ from fanin.stores.assembly import Record, assemble
 from fanin.stores.base import Store, Writer
 from fanin.stores.parquet.delivery import Delivery
 from fanin.stores.parquet.directory import Directory, Series, part_name
+from fanin.stores.parquet.pages import LARGEST_TABLE, RATIO
 from fanin.stores.parquet.part import Part, decode, encode
 from fanin.stores.parquet.writing import ParquetWriter
 from fanin.stores.place import in_a_line, lacks_bucket, reaching, shown
@@ -44,6 +46,10 @@ DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowE
 
 RUN = ("run_id", "world_size")
 """Keys of `about` in which the workers of one run agree."""
+
+LOOKS = 3
+"""How often a trial is listed where parts vanish while it is read: of a writer that withdraws, since another had begun
+at once, or of somebody who removes the trial. Each of those vanishes once."""
 
 A_TRIAL = f"a directory that holds {part_name(0, 0)} and so on"
 
@@ -121,7 +127,12 @@ class ParquetStore(Store):
         for other in self._directory.series():
             if other.worker == worker:
                 continue
-            theirs = self._read(other, 0).about
+            try:
+                theirs = self._read(other, 0).about
+            except _VanishedError as gone:
+                if other in self._directory.series():
+                    raise self._missing(gone) from None
+                continue  # it has withdrawn
             if not _is_one_run(about, theirs):
                 raise self._exists(f"worker {other.worker} of {_run(theirs)}; this is {_run(about)}")
             others.append(theirs)
@@ -153,11 +164,34 @@ class ParquetStore(Store):
         with self._reaching("read", "check the path and its permissions"):
             if self._directory.kind is FileType.File:
                 raise self._is_a_file()
-            found = self._directory.series()
-            if not found:
-                raise self._nothing()
-            workers = groupby(found, key=lambda one: one.worker)
-            return assemble([self._record(self._one_of(theirs)) for _, theirs in workers], self.uri)
+            for _ in range(LOOKS):
+                found = self._directory.series()
+                if not found:
+                    raise self._nothing()
+                try:
+                    return self._assembled(found)
+                except _VanishedError as error:
+                    gone = error
+                if set(found) <= set(self._directory.series()):
+                    break
+            raise self._missing(gone)
+
+    def _assembled(self, found: Iterable[Series]) -> Trial:
+        workers = groupby(found, key=lambda one: one.worker)
+        parts = groupby(self._parts([self._one_of(theirs) for _, theirs in workers]), key=itemgetter(0))
+        return assemble(
+            [self._record(series, [part for _, part in theirs]) for series, theirs in parts], self.uri
+        )
+
+    def _parts(self, written: Iterable[Series]) -> Iterator[tuple[Series, Part]]:
+        excess = 0
+        for series in written:
+            for number in range(series.last + 1):
+                part = self._read(series, number)
+                excess += part.excess
+                if excess > LARGEST_TABLE:
+                    raise self._too_large(f"{self.uri}/{series.name(number)}")
+                yield series, part
 
     def _one_of(self, series: Iterable[Series]) -> Series:
         """The writer of a worker. Others that got no further than to claim the place were killed before they could
@@ -179,8 +213,7 @@ class ParquetStore(Store):
             "whose it is",
         )
 
-    def _record(self, series: Series) -> Record:
-        parts = [self._read(series, number) for number in range(series.last + 1)]
+    def _record(self, series: Series, parts: Sequence[Part]) -> Record:
         specs = [part.spec for part in parts if part.spec is not None]
         return Record(
             worker=series.worker,
@@ -192,17 +225,10 @@ class ParquetStore(Store):
 
     def _read(self, series: Series, number: int) -> Part:
         where = f"{self.uri}/{series.name(number)}"
-        rest = f"the later parts of worker {series.worker} to read what came before"
         try:
             data = self._directory.read(series.name(number))
-        except FileNotFoundError:
-            raise TrialFormatError(
-                "a part of this trial is missing",
-                where=where,
-                got=f"later parts of worker {series.worker} without it",
-                expected="parts numbered without a gap",
-                next_step=f"copy the trial again, or delete {rest}",
-            ) from None
+        except FileNotFoundError as error:
+            raise _VanishedError(series, number) from error
         try:
             return decode(data, where)
         except DAMAGE as error:
@@ -211,8 +237,26 @@ class ParquetStore(Store):
                 where=where,
                 got=in_a_line(error),
                 expected="a whole file, as fanin wrote it",
-                next_step=f"copy it again, or delete it and {rest}",
+                next_step=f"copy it again, or delete it and {_rest(series)}",
             ) from error
+
+    def _missing(self, gone: _VanishedError) -> StoreError:
+        return TrialFormatError(
+            "a part of this trial is missing",
+            where=f"{self.uri}/{gone.series.name(gone.number)}",
+            got=f"later parts of worker {gone.series.worker} without it",
+            expected="parts numbered without a gap",
+            next_step=f"copy the trial again, or delete {_rest(gone.series)}",
+        )
+
+    def _too_large(self, where: str) -> StoreError:
+        return TrialFormatError(
+            "this trial would take more memory than files of its size do",
+            where=where,
+            got=f"more than {LARGEST_TABLE} bytes up to this part, beyond {RATIO} times the size of each",
+            expected="parts as fanin writes them",
+            next_step="see who wrote them; remove this one and those that follow it to read what came before",
+        )
 
     def _nothing(self) -> StoreError:
         if lacks_bucket(self._directory.filesystem, self._directory.path):
@@ -269,6 +313,18 @@ class ParquetStore(Store):
 
     def _reaching(self, done: str, otherwise: str) -> AbstractContextManager[None]:
         return reaching(self.uri, done, otherwise)
+
+
+class _VanishedError(FileNotFoundError):
+    """A part that was listed, or that later ones imply, is not there."""
+
+    def __init__(self, series: Series, number: int) -> None:
+        super().__init__(series.name(number))
+        self.series, self.number = series, number
+
+
+def _rest(series: Series) -> str:
+    return f"the later parts of worker {series.worker} to read what came before"
 
 
 def with_run(about: Mapping[str, str]) -> dict[str, str]:

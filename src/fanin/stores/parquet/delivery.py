@@ -81,12 +81,21 @@ class Delivery:
             elif self._hopeless is None:
                 self._hurried.clear()
 
+    def withdraw(self, name: str) -> None:
+        """Take a part away that nobody needs.
+
+        Raises:
+            OSError: The place cannot be reached.
+        """
+        self._directory.remove(name)
+
     def hurry(self) -> None:
         """Let no part wait for a better moment any more."""
         self._hurried.set()
 
-    def give_up(self, fault: Exception) -> None:
-        """The process ends: what is on its way is kept here, even if it still arrives; so is all that comes later.
+    def give_up(self, fault: Exception) -> str:
+        """The process ends: what is on its way is kept here, even if it still arrives, and named; so is all that comes
+        later.
 
         Raises:
             OSError: It stays nowhere.
@@ -97,6 +106,7 @@ class Delivery:
             self._hopeless = self._hopeless or fault
             if part is not None:
                 self._keep_here(part, fault)
+            return part[0] if part else ""
 
     def loss(self) -> StoreError | None:
         """That parts did not get to their place, once; None while they do, or once it was said."""

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from fanin.errors import TrialFormatError
-from fanin.stores.place import ATTEMPTS, filesystem_at, is_object_store
+from fanin.stores.place import ATTEMPTS, filesystem_at, is_object_store, named
 
 LARGEST = 4 * 2**30
 """Bytes of a part. 10 steps of a model with 10,000 layers, written as one part, take a tenth of it."""
@@ -43,6 +43,19 @@ def part_name(worker: int, number: int, claim: str = "") -> str:
     ('part-w00003-000041.parquet', 'part-w00003-000041-1a2b3c4d.parquet')
     """
     return f"part-w{worker:05d}-{number:06d}{'-' if claim else ''}{claim}.parquet"
+
+
+def part_of(name: str) -> tuple[int, int, str] | None:
+    """Worker, number and claim of a part; None for a name that no writer gives.
+
+    >>> part_of("part-w00003-000041.parquet"), part_of("part-w00003-0000041.parquet")
+    ((3, 41, ''), None)
+    """
+    match = PART.fullmatch(name)
+    if match is None:
+        return None
+    found = int(match[1]), int(match[2]), match[3] or ""
+    return found if name == part_name(*found) else None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -96,19 +109,15 @@ class Directory:
     def entries(self, *, hidden: bool = False) -> list[FileInfo]:
         """Everything there but hidden files: those are parts that are not finished, or were never."""
         selector = FileSelector(self.path, allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
-        kept = (info for info in found if hidden or not info.base_name.startswith("."))
-        return sorted(kept, key=lambda info: info.base_name)
+        found = named(self.filesystem.get_file_info(selector))
+        return [info for info in found if hidden or not info.base_name.startswith(".")]
 
     def series(self) -> list[Series]:
         """Whose parts are there, by worker."""
         last: dict[tuple[int, str], int] = {}
         for info in self.entries():
-            match = PART.fullmatch(info.base_name)
-            if match is None or info.type is not FileType.File:
-                continue
-            worker, number, claim = int(match[1]), int(match[2]), match[3] or ""
-            if info.base_name == part_name(worker, number, claim):
+            if info.type is FileType.File and (part := part_of(info.base_name)):
+                worker, number, claim = part
                 last[worker, claim] = max(number, last.get((worker, claim), 0))
         return sorted(Series(*who, number) for who, number in last.items())
 
@@ -184,6 +193,15 @@ class Directory:
         """Whether that file says so."""
         mark = self.stop_mark(worker)
         return mark is not None and os.path.isfile(mark) and os.path.getsize(mark) > 0
+
+    def remove_if_empty(self) -> None:
+        """Take the directory away where nothing is in it: of an object store the mark of an empty one, which Arrow puts
+        there for the last file of it. What stands above stays; of two runs that meet here neither may be beginning."""
+        if self.is_local:
+            if not os.path.islink(self.path) and not os.listdir(self.path):
+                os.rmdir(self.path)
+        elif not self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True)):
+            self.filesystem.delete_dir(self.path)
 
     def remove(self, name: str) -> None:
         """Take a file away."""

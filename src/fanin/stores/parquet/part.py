@@ -22,16 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fanin.errors import TrialFormatError
+from fanin.stores.parquet.footer import entries, footer_of
+from fanin.stores.parquet.pages import RATIO, bounded
 from fanin.stores.parquet.plain import restore
-from fanin.stores.parquet.table import SCHEMA, from_table, to_table
+from fanin.stores.parquet.table import SCHEMA, TEXTS, from_table, to_table
 from fanin.trial import ModelSpec, Step
 
 FORMAT = 1
 """Version of the format. Newer ones are refused, so it changes only when an old fanin would misread a part."""
-
-LARGEST_TABLE = 4 * 2**30
-"""Bytes that a part may take as arrays in memory: 10 steps of a model with 10,000 layers, written as one part, take
-some 1.5 GB. A column that repeats one value could hold a billion of them in a file of some kilobytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +41,15 @@ class Part:
         spec: The model, where it is new or has changed.
         about: The run; the same in all parts of a worker.
         end: Whether the worker closed its writer with this part.
+        excess: Bytes of memory that decoding it took, at the most, beyond what every file of its size may; for one
+            that was decoded.
     """
 
     steps: tuple[Step, ...] = ()
     spec: ModelSpec | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     end: bool = False
+    excess: int = field(default=0, compare=False)
 
 
 def encode(part: Part) -> bytes:
@@ -107,26 +108,23 @@ def decode(data: bytes, where: str) -> Part:
 
 
 def _decoded(data: bytes, where: str) -> Part:
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    metadata = {key.decode(): value for key, value in (file.metadata.metadata or {}).items()}
+    footer, before = footer_of(data)
+    metadata = entries(footer)
     _require_format(metadata, where)
-    _require_bounded(file.metadata)
+    trusted, takes = bounded(data, footer, before)
     spec = metadata.get("fanin.spec")
     return Part(
-        steps=tuple(from_table(file.read(use_threads=False))),
+        steps=tuple(from_table(_table(data, trusted))),
         spec=None if spec is None else restore(ModelSpec, json.loads(spec)),
         about=_about(json.loads(metadata["fanin.about"])),
         end="fanin.end" in metadata,
+        excess=max(0, takes - RATIO * len(data)),
     )
 
 
-def _require_bounded(metadata: pq.FileMetaData) -> None:
-    """Before anything is decoded. By what rows and row groups say: Arrow (26) may crash where a damaged file's
-    chunks of columns are asked."""
-    groups = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    size = max(8 * metadata.num_rows * metadata.num_columns, groups)
-    if size > LARGEST_TABLE:
-        raise ValueError(f"its columns would take {size} bytes, and {LARGEST_TABLE} is the most")
+def _table(data: bytes, metadata: pq.FileMetaData) -> pa.Table:
+    options = {"read_dictionary": TEXTS, "page_checksum_verification": True}
+    return pq.ParquetFile(pa.BufferReader(data), metadata=metadata, **options).read(use_threads=False)
 
 
 def _require_format(metadata: Mapping[str, bytes], where: str) -> None:

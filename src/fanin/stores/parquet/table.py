@@ -72,6 +72,12 @@ UNITS = pa.schema(
 
 SCHEMA = pa.schema([*KEYS, *STATES, *DERIVED, *RANK_VARIANCE, *HISTOGRAM, *UNITS, *OFFSET])
 
+TEXTS = [field.name for field in SCHEMA if field.type == pa.string()]
+"""Read as dictionaries: each word is there once, however many rows name it."""
+
+ARRAYS = [*HISTOGRAM.names, *UNITS.names]
+"""Whose values stay in arrays; all others become Python's objects."""
+
 
 def to_table(steps: Iterable[Step]) -> pa.Table:
     """The rows of some steps, in their order."""
@@ -122,25 +128,41 @@ def _arrays(record: Histogram | UnitSummary | None, columns: pa.Schema, prefix: 
 
 
 def from_table(table: pa.Table) -> Iterator[Step]:
-    """The steps in a table; columns that are not ours are passed over.
+    """The steps in a table of our columns, in which texts are dictionaries.
 
     Raises:
         pa.ArrowException, KeyError, TypeError, ValueError: It is not a table of steps.
     """
+    table.validate(full=True)  # indices that leave their dictionary or list, and texts that are none
     if "offset" not in table.column_names:
         table = table.append_column(OFFSET.field(0), pa.nulls(len(table), OFFSET.field(0).type))
-    table = table.select(SCHEMA.names).cast(SCHEMA)
-    scalars = [*KEYS.names, *STATES.names, *RANK_VARIANCE.names, *OFFSET.names]
-    rows: list[Row] = table.select(scalars).to_pylist()
-    for name in [*HISTOGRAM.names, *UNITS.names]:
-        for row, array in zip(rows, _column_arrays(table.column(name)), strict=True):
-            row[name] = array
+    known = [*KEYS.names, *STATES.names, *RANK_VARIANCE.names, *OFFSET.names]
+    rows: list[Row] = table.select([name for name in known if name not in TEXTS]).to_pylist()
+    for name in TEXTS:
+        _add(rows, name, _column_texts(table.column(name)))
+    for name in ARRAYS:
+        _add(rows, name, _column_arrays(table.column(name)))
     for (index, mode), group in groupby(rows, key=itemgetter("step", "mode")):
         yield _step(int(index), Mode(mode), list(group))
 
 
+def _add(rows: list[Row], name: str, values: Iterable[Any]) -> None:
+    for row, value in zip(rows, values, strict=True):
+        row[name] = value
+
+
+def _column_texts(column: pa.ChunkedArray) -> Iterator[str | None]:
+    """The same object for each row that names a word."""
+    for chunk in column.chunks:
+        words = chunk.dictionary.to_pylist()
+        for index in chunk.indices.to_pylist():
+            yield None if index is None else words[index]
+
+
 def _column_arrays(column: pa.ChunkedArray) -> Iterator[NDArray[Any] | None]:
     lists = column.combine_chunks()
+    if lists.values.null_count:
+        raise ValueError("an array lacks a value")
     values = lists.values.to_numpy(zero_copy_only=False)
     offsets = lists.offsets.to_numpy()
     for i, valid in enumerate(lists.is_valid().to_pylist()):

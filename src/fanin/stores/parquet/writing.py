@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import accumulate
 from typing import final
 
 from fanin.errors import StoreError
@@ -29,6 +30,10 @@ part for each step of 15 ms cost half a step."""
 WAITING = 100_000
 """Tensors that may wait for an object store: ten steps of a model with 1,000 layers and ten roles, or half a gigabyte
 (measured: 4.7 kB for one with histogram and 64 units)."""
+
+PART_TENSORS = 10_000
+"""Tensors in a part, unless one step has more: one step of a model of 1,000 layers with ten roles. What waits longer is
+several parts, so that none takes much memory to read, even where it is all zeros (see `pages.FREE`)."""
 
 
 @final
@@ -66,7 +71,7 @@ class ParquetWriter(Writer):
         self._wanted = False
         self._hurried = False
         self._rested = 0.0
-        self._writing = False
+        self._in_hand: tuple[int, Part] | None = None
         self._closing = False
         self._over = False
         self._is_given_up = False
@@ -133,7 +138,7 @@ class ParquetWriter(Writer):
         with self._changed:
             self._hurried = self._has_news
             self._wake()
-            self._wait_until(lambda: self._over or not (self._writing or self._has_news or self._closing))
+            self._wait_until(lambda: self._over or not (self._in_hand or self._has_news or self._closing))
             self._report()
 
     def close(self) -> None:
@@ -155,14 +160,34 @@ class ParquetWriter(Writer):
         with self._changed:
             self._report()
 
+    def withdraw(self) -> None:
+        """Take part 0 away, so that others may begin here; for a writer that has appended nothing.
+
+        Raises:
+            OSError: The place cannot be reached.
+        """
+        if self._is_forked:
+            return
+        with self._changed:
+            self._closing = self._over = True
+            self._changed.notify_all()
+        if self._mark is not None:
+            leave_unmarked(self._mark)
+        self._delivery.withdraw(self._series.name(0))
+
     def _leave_here(self) -> None:
-        """What the thread has in its hands, and what it will not come to: it may hang in a request. A part on its way
-        has the number `_parts`, so the rest is the one after it."""
+        """What the thread has in its hands, be it on its way or still being encoded, and what it will not come to: it
+        may hang in a request. Should it go on after all, it keeps the same part under the same name once more."""
         unanswered, self._failure = self._failure or TimeoutError("the store did not answer"), None
         try:
-            self._delivery.give_up(unanswered)
-            self._parts += self._writing
-            self._deliver(self._taken())
+            kept = self._delivery.give_up(unanswered)
+            number, part = self._in_hand or (self._parts, self._taken())
+            if kept != self._series.name(number):
+                self._deliver(number, part)
+            while not part.end:
+                self._parts, part = number + 1, self._taken()
+                number = self._parts
+                self._deliver(number, part)
         except Exception as error:  # noqa: BLE001  told below
             self._failure = error
         self._over = True
@@ -211,9 +236,9 @@ class ParquetWriter(Writer):
 
     def _write_parts(self) -> None:
         try:
-            while not self._over:
-                part = self._take()
-                self._settle(self._write(part), part.end)
+            while (taken := self._take()) is not None:
+                number, part = taken
+                self._settle(self._write(number, part), part.end)
         except Exception as error:  # noqa: BLE001  nobody may wait for a thread that is gone
             self._settle(error, end=True)
 
@@ -224,37 +249,49 @@ class ParquetWriter(Writer):
             self._over = self._over or end or failure is not None
             if failure is not None:
                 self._failure, self._steps = failure, []
-            # With `_writing`, or `_leave_here` could not tell which number is free.
-            self._writing, self._parts = False, self._parts + (failure is None)
+            self._in_hand, self._parts = None, self._parts + (failure is None)
             self._rested = time.monotonic() + REST
             self._changed.notify_all()
 
-    def _take(self) -> Part:
+    def _take(self) -> tuple[int, Part] | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._wanted)
+            self._changed.wait_for(lambda: self._wanted or self._over)
             self._changed.wait_for(lambda: self._hurried, timeout=max(0.0, self._rested - time.monotonic()))
-            self._wanted, self._hurried, self._writing = False, False, True
-            return self._taken()
+            if self._over:
+                return None
+            part = self._taken()
+            # What was more than a part may hold waited as long as it.
+            self._wanted = self._hurried = bool(self._steps)
+            self._in_hand = (self._parts, part)
+            return self._in_hand
 
     def _taken(self) -> Part:
-        """All that waits, as a part; under the lock."""
+        """All that waits, as far as it fits into a part; under the lock."""
         if self._dropped:
             self._spec = _noted(self._spec, self._dropped)
             self._spec_is_new, self._dropped = True, []
         spec = self._spec if self._spec_is_new else None
-        part = Part(tuple(self._steps), spec, self._about, end=self._closing)
-        self._steps, self._tensors, self._spec_is_new = [], 0, False
-        return part
+        count = _fitting(self._steps)
+        steps, self._steps = tuple(self._steps[:count]), self._steps[count:]
+        self._tensors -= sum(len(step.observations) for step in steps)
+        self._spec_is_new = False
+        return Part(steps, spec, self._about, end=self._closing and not self._steps)
 
-    def _write(self, part: Part) -> Exception | None:
+    def _write(self, number: int, part: Part) -> Exception | None:
         try:
-            self._deliver(part)
+            self._deliver(number, part)
         except Exception as error:  # noqa: BLE001  whatever it is: flush() tells it, a thread has nobody to tell
             return error
         return None
 
-    def _deliver(self, part: Part) -> None:
-        self._delivery.deliver(self._series.name(self._parts), encode(part))
+    def _deliver(self, number: int, part: Part) -> None:
+        self._delivery.deliver(self._series.name(number), encode(part))
+
+
+def _fitting(steps: list[Step]) -> int:
+    """How many of the first steps are a part."""
+    sizes = accumulate(len(step.observations) for step in steps)
+    return max(1, sum(1 for size in sizes if size <= PART_TENSORS))
 
 
 def _noted(spec: ModelSpec | None, dropped: list[int]) -> ModelSpec:

@@ -12,7 +12,7 @@ from typing import Any
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from fanin.errors import StoreError, TrialFormatError
-from fanin.stores.place import filesystem_at, reaching, shown
+from fanin.stores.place import filesystem_at, named, reaching, shown
 
 READ_WHOLE = 32 * 2**20
 """Bytes up to which an event file is read in one go rather than record by record: a request to an object store costs
@@ -50,8 +50,7 @@ class Folder:
         """What is in a subdirectory, by name; nothing where there is none."""
         selector = FileSelector(f"{self.path}/{name}", allow_not_found=True)
         with self.reaching():
-            found = self.filesystem.get_file_info(selector)
-        return sorted(found, key=lambda info: info.base_name)
+            return named(self.filesystem.get_file_info(selector))
 
     def kinds(self, *names: str) -> list[FileType]:
         """NotFound, File or Directory, for each name."""
