@@ -15,10 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from fanin import onepass
-from fanin.adapters.torch import quick
+from fanin.adapters.torch import quick, statistics
 from fanin.summary import TensorSummary, projection_weights, summarize
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -154,22 +152,59 @@ def test_threads_do_not_mix_their_numbers() -> None:
     assert mixed == []
 
 
-def test_memory_that_has_been_freed_is_not_read() -> None:
-    x = torch.randn(100)
-    x.untyped_storage().resize_(0)
+FREED = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.t(),
+    "a view of its end": lambda x: x[3:, 2:],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("view", FREED)
+@pytest.mark.parametrize("axis", [None, 0])
+def test_memory_that_has_been_freed_is_not_read(view: str, dtype: torch.dtype, axis: int | None) -> None:
+    x = torch.randn(400, 500).to(dtype)
+    seen = FREED[view](x)
+    x.untyped_storage().resize_(100)
     with pytest.raises(ValueError, match="freed"):
-        quick.quick(x, True, None, 0)
+        statistics.summarize(seen, histogram=True, unit_axis=axis)
 
 
-@pytest.mark.parametrize("what", ["missing", "no library", "another version"])
+def test_tensors_that_never_had_memory_are_not_read() -> None:
+    for tensor in (torch._efficientzerotensor((4, 5)), torch._to_functional_tensor(torch.randn(4, 5))):
+        with pytest.raises(ValueError, match="freed"):
+            statistics.summarize(tensor)
+
+
+def test_an_address_that_is_no_multiple_of_the_width_is_left_to_others() -> None:
+    memory = bytearray(1) + bytearray(np.arange(8, dtype=np.float32).tobytes())
+    x = torch.frombuffer(memory, dtype=torch.float32, offset=1, count=8)
+    found = quick.quick(x, False, None, 0)
+    assert found is not None
+    assert found.maximum == 7
+
+
+def test_subnormal_halves_are_read_where_the_processor_flushes_subnormals() -> None:
+    x = torch.tensor([6e-8, -3e-7, 0.0, 6e-5], dtype=torch.float16)
+    assert torch.set_flush_denormal(True)
+    try:
+        found = whole(x.view(torch.int16).numpy(), "float16", 0)
+    finally:
+        torch.set_flush_denormal(False)
+    assert found is not None
+    assert (found.zeros, found.minimum) == (1, x.double().min())
+
+
+@pytest.mark.parametrize("what", ["missing", "no library", "older source"])
 def test_without_it_the_same_is_seen(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(64, 32)
     with_it = quick.quick(tensor, True, 0, 0)
-    library = tmp_path / "_onepass.so"
+    library, source = tmp_path / "_onepass.so", tmp_path / "onepass.c"
     if what == "no library":
         library.write_bytes(b"\x7fELF, but no more of it")
-    if what == "another version":
-        monkeypatch.setattr(onepass, "VERSION", onepass.VERSION + 1)
+    if what == "older source":
+        source.write_text("int fanin_version(void) { return 2; }")
+        monkeypatch.setattr(onepass, "SOURCE", source)
     else:
         monkeypatch.setattr(onepass, "LIBRARY", library)
     onepass._library.cache_clear()

@@ -13,7 +13,13 @@
 #include <stdint.h>
 #include <string.h>
 
-#define VERSION 1
+#ifdef __FAST_MATH__
+#error "NaN and infinities must stay what they are"
+#endif
+#ifndef SOURCE
+#define SOURCE 0 /* hatch_build.py says which source this is built from */
+#endif
+
 #define LANES 16
 #define BLOCK 2048 /* values, 8 KiB in float32: read, then sampled, while they are in the first-level cache */
 #define BITS 14    /* of a float32, that name a bin */
@@ -21,7 +27,7 @@
 #define RUN 32     /* bins, of the values between two powers of two */
 #define STRIP 256  /* columns whose sums fit into it */
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(PLAIN)
 #define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define WIDE
@@ -42,12 +48,13 @@ static float of_bits(uint32_t bits) {
     return value;
 }
 
+/* Without a subnormal operand, which a processor that is told to takes for zero. */
 static float half(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = h & 0x7fffu;
-    float scaled = of_bits(rest << 13) * 0x1p112f; /* exact, of subnormal ones too */
-    uint32_t bits;
-    memcpy(&bits, &scaled, sizeof bits);
-    return of_bits((rest >= 0x7c00u ? 0x7f800000u | rest << 13 : bits) | sign);
+    uint32_t rest = h & 0x7fffu, bits = (rest << 13) + ((127 - 15) << 23);
+    float small = (float)rest * 0x1p-24f;
+    if (rest >= 0x7c00u) bits = 0x7f800000u | rest << 13;
+    if (rest < 0x400u) memcpy(&bits, &small, sizeof bits);
+    return of_bits(bits | (uint32_t)(h & 0x8000u) << 16);
 }
 
 /* Values [start, start + n) in float32, which holds them exactly: in place, or in the buffer. */
@@ -124,7 +131,7 @@ static inline int settle(const Sums *s, int64_t n, double *out) {
     return is_finite(s->squares) && is_finite(s->along);
 }
 
-int fanin_version(void) { return VERSION; }
+uint32_t fanin_source(void) { return SOURCE; }
 int fanin_bins(void) { return BINS; }
 
 /* Values [start, start + n) of one unit. */

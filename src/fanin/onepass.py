@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_int, c_int64, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,8 @@ from fanin.summary import BINS_PER_SIGN, Histogram, TensorSummary, UnitSummary
 LIBRARY: Final = Path(__file__).with_name("_onepass.so")
 """What hatch_build.py makes of onepass.c, under one name on every system."""
 
-VERSION: Final = 1
-"""Of the functions' arguments; a library that was built for others is left alone."""
+SOURCE: Final = LIBRARY.with_name("onepass.c")
+"""What it must have been built from: one that is left from an older source may take other arguments."""
 
 DTYPES: Final = {"float32": 0, "bfloat16": 1, "float16": 2}
 """What it reads, by the number that the library calls it."""
@@ -42,7 +43,9 @@ def is_here() -> bool:
 def _library() -> Any:
     try:
         library = ctypes.CDLL(str(LIBRARY))
-        if (library.fanin_version(), library.fanin_bins()) != (VERSION, 2 * BINS_PER_SIGN):
+        library.fanin_source.restype = c_uint32
+        made = library.fanin_source(), library.fanin_bins()
+        if made != (crc32(SOURCE.read_bytes()), 2 * BINS_PER_SIGN):
             return None
     except (OSError, AttributeError):
         return None

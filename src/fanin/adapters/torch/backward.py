@@ -7,6 +7,7 @@ a function in its place tells them which tensor it was called on; torch has no o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any, Protocol
 
@@ -54,13 +55,11 @@ def _announced(theirs: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(theirs)
     def backward(tensors: Tensor | Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
         roots = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
-        told = tuple(audience)
-        for listener in told:
-            listener.backward_begins(roots[0] if roots and isinstance(roots[0], Tensor) else None)
-        try:
+        root = roots[0] if roots and isinstance(roots[0], Tensor) else None
+        with ExitStack() as ends:
+            for listener in tuple(audience):
+                ends.callback(listener.backward_ends)  # before it begins: that may be interrupted half-way
+                listener.backward_begins(root)
             return theirs(roots, *args, **kwargs)
-        finally:
-            for listener in told:
-                listener.backward_ends()
 
     return backward

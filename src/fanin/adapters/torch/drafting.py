@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fanin.adapters.torch import statistics
+from fanin.adapters.torch.memory import has_memory
 from fanin.adapters.torch.sharding import Place, local, place_of
 from fanin.adapters.torch.statistics import Measurement, measure, measure_all, needed_of, read, summarize
 from fanin.adapters.torch.transfers import Transfer
@@ -129,9 +130,17 @@ class Seen:
         return self.place.widened(plain, self.axis)
 
 
-def has_no_values(tensor: Tensor) -> bool:
-    """Whether there is nothing to read: on the meta device, or under a transform such as vmap."""
-    return tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+def _has_no_values(tensor: Tensor) -> bool:
+    """Whether there is nothing to read: on the meta device, under a transform such as vmap, or without memory."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return tensor.is_meta or wrapped or not has_memory(tensor)
+
+
+def _are_alike(one: Measurement | TensorSummary, other: Measurement | TensorSummary) -> bool:
+    if isinstance(one, Measurement) or isinstance(other, Measurement):
+        return True
+    fields = ("count", "nan", "inf", "zeros", "mean", "m2", "minimum", "maximum")
+    return all(getattr(one, field) == getattr(other, field) for field in fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +202,11 @@ class Draft:
         """Summarize a tensor, if a rule needs it and the step has not seen it yet; `again` replaces what it saw
         (a gradient that has grown since). One that `stays` as it is until `gather` may wait for others."""
         detail = self.needed.detail(role, self.index)
-        if detail is None or ((role, tensor) in self._seen and not again) or has_no_values(value):
+        if detail is None or ((role, tensor) in self._seen and not again):
             return
         here, place = local(value), self._place(role, value)
+        if _has_no_values(here):
+            return
         axis = unit_axis if detail.units and value.ndim > 0 else None
         results = self._known(role, here, detail, axis) or self._look(role, here, place, detail, axis, stays)
         dtype = str(value.dtype).removeprefix("torch.")
@@ -205,6 +216,17 @@ class Draft:
     def forget(self, role: Role, tensor: str) -> None:
         """What was seen of it is no longer so."""
         self._seen.pop((role, tensor), None)
+
+    def is_as_seen(self, layer: str, role: Role, tensor: str, value: Tensor, unit_axis: int | None) -> bool:
+        """Whether another look shows what the step has seen already; on a device, where that would be waited for, it is
+        taken to."""
+        before = self._seen.get((role, tensor))
+        if before is None:
+            return True
+        self.observe(layer, role, tensor, value, unit_axis, again=True)
+        now, self._seen[role, tensor] = self._seen[role, tensor], before
+        pairs = zip(before.results, now.results, strict=True)
+        return now is not before and all(_are_alike(one, other) for one, other in pairs)
 
     def _place(self, role: Role, value: Tensor) -> Place:
         """Of activations each rank has its own; so it has of gradients that are yet to be averaged."""

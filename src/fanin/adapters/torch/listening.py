@@ -40,6 +40,11 @@ class KnownParameter:
         """E.g. `blocks.0.fc.weight`."""
         return f"{self.path}.{self.name}" if self.path else self.name
 
+    @property
+    def gradient_name(self) -> str:
+        """By the original's convention."""
+        return f"gradient/{self.full_name}"
+
 
 class Listener(Protocol):
     """Who is told what happens during a pass."""

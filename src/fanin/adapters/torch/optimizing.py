@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
+from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import (
     Optimizer,
@@ -22,6 +24,12 @@ class Listener(Protocol):
 
     def optimizer_ended(self, optimizer: Optimizer) -> None:
         """It has stepped."""
+
+
+def trains(optimizer: Optimizer, parameters: Iterable[Tensor]) -> bool:
+    """Whether it updates any of the parameters."""
+    mine = {id(parameter) for parameter in parameters}
+    return any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
 
 
 def _begins(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from fanin import onepass
+from fanin.adapters.torch.memory import has_memory
 from fanin.summary import (
     BIN_SHIFT,
     BINS_PER_SIGN,
@@ -80,7 +81,9 @@ def quick(
     """The summary of a tensor, or None where the short way would not be exact."""
     if values.dtype not in EXACT_IN_FLOAT32 or values.device.type != "cpu" or not values.numel():
         return None
-    if onepass.is_here() and type(values) is Tensor:
+    if not has_memory(values):
+        raise ValueError("the memory of a tensor has been freed before it was read")
+    if onepass.is_here() and type(values) is Tensor and values.data_ptr() % values.element_size() == 0:
         return _in_one_pass(values, histogram, unit_axis, offset, fingerprint)
     values = _aliased(values)
     try:
@@ -102,7 +105,7 @@ def _in_one_pass(
     x = _in_three(values, unit_axis, fingerprint).contiguous()
     before, units, after = x.shape
     weights = projection_weights(before * after, offset) if fingerprint else None
-    found = onepass.by_units(_address(x), _name(x), (before, units, after), weights)
+    found = onepass.by_units(x.data_ptr(), _name(x), (before, units, after), weights)
     if found is None:
         return None
     whole = _at_once(values.contiguous(), histogram) if histogram else None
@@ -112,23 +115,11 @@ def _in_one_pass(
 def _at_once(values: Tensor, histogram: bool) -> TensorSummary | None:
     count = values.numel()
     stride = coprime_stride(count, LOOKED_AT) if histogram else 0
-    return onepass.whole(_address(values), _name(values), count, stride)
+    return onepass.whole(values.data_ptr(), _name(values), count, stride)
 
 
 def _name(values: Tensor) -> str:
     return str(values.dtype).removeprefix("torch.")
-
-
-def _address(values: Tensor) -> int:
-    """Of the first value of a contiguous tensor.
-
-    Raises:
-        ValueError: Its memory has been freed (`fully_shard` resizes storages), so that nothing is there to read.
-    """
-    end = (values.storage_offset() + values.numel()) * values.element_size()
-    if values.untyped_storage().nbytes() < end:
-        raise ValueError("the memory of a tensor has been freed before it was read")
-    return values.data_ptr()
 
 
 def _joined(units: UnitSummary, zeros: int, histogram: Histogram | None) -> TensorSummary:

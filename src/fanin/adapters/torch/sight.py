@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fanin.adapters.torch import statistics
 from fanin.adapters.torch.describe import output_axis, tensors_in
-from fanin.adapters.torch.drafting import Draft, Needed, has_no_values
+from fanin.adapters.torch.drafting import Draft, Needed
 from fanin.adapters.torch.hooks import Handles, Hook
 from fanin.adapters.torch.listening import KnownParameter
-from fanin.adapters.torch.together import Together
 from fanin.trial import Role
 
 
@@ -28,8 +26,8 @@ class Sight:
     def __init__(self, needed: Needed, handles: Handles, hook: Callable[..., Hook]) -> None:
         self.draft: Draft | None = None
         self.scale: Tensor | None = None
-        self._gradients: Together[KnownParameter] = Together()
-        self._activations: Together[tuple[str, Role, str]] = Together()
+        self._arrived: list[tuple[KnownParameter, Tensor | None, int]] = []
+        self._waits: bool | None = None
         self._needed = needed
         self._handles = handles
         self._hook = hook
@@ -45,38 +43,56 @@ class Sight:
 
     def gradient(self, known: KnownParameter, gradient: Tensor, stays: bool) -> None:
         """The gradient of a weight has arrived; `stays` says that nobody is seen who might write to it before the
-        backward pass is over."""
-        if not (stays and self._gradients.add(known, gradient)):
+        backward pass is over.
+
+        Then it may wait for that: a look between two matrix products, which have emptied the cache, takes three times
+        as long as one after another look. None waits in the first pass, which shows whether somebody writes to them
+        unseen, nor from then on where somebody does.
+        """
+        stays = stays and not gradient.is_inference()  # of which nobody can tell when it is written to
+        if stays:  # in the first pass without the tensor, which others may free before the pass is over
+            held = gradient if self._waits else None
+            self._arrived.append((known, held, gradient._version))
+        if not (stays and self._waits):
             self._observe_gradient(known, gradient)
 
     def _observe_gradient(self, known: KnownParameter, gradient: Tensor, stays: bool = False) -> None:
         if self.draft is not None:
-            place = known.layer, Role.WEIGHT_GRAD, f"gradient/{known.full_name}"
+            place = known.layer, Role.WEIGHT_GRAD, known.gradient_name
             self.draft.observe(*place, gradient, known.unit_axis, again=True, stays=stays)
 
     def backward_ended(self) -> None:
-        """All gradients of a backward pass are there. One that somebody has written to while it waited is not
+        """A backward pass is over, or has raised. A gradient that somebody has written to while it waited is not
         recorded, rather than wrong."""
-        whole, lost = self._gradients.over()
-        if self.draft is not None:
-            for known, gradient in whole:
-                self._observe_gradient(known, gradient, stays=True)
+        arrived, self._arrived = self._arrived, []
+        if self.draft is None:
+            return
+        if self._waits:
+            lost = [
+                known for known, tensor, version in arrived if tensor is None or tensor._version != version
+            ]
             for known in lost:
-                self.draft.forget(Role.WEIGHT_GRAD, f"gradient/{known.full_name}")
-            self.draft.gather()
+                self.draft.forget(Role.WEIGHT_GRAD, known.gradient_name)
+            for known, tensor, version in arrived:
+                if tensor is not None and tensor._version == version:
+                    self._observe_gradient(known, tensor, stays=True)
+            self._waits = not lost
+        elif self._waits is None and arrived:
+            self._waits = all(self._is_untouched(known, version) for known, _, version in arrived)
+        self.draft.gather()
 
-    def forward_ended(self) -> None:
-        """Look at what has waited for that, and let go of activations, which are the network's to keep or to free."""
-        whole, _ = self._activations.over()
-        if self.draft is not None:
-            for place, value in whole:
-                self.draft.observe(*place, value, None)
-            self.draft.forward_ended()
+    def _is_untouched(self, known: KnownParameter, version: int) -> bool:
+        """Whether a parameter's gradient is what it was when it arrived: the version counter does not see what is
+        written through `.data`, NumPy or an address."""
+        now = known.tensor.grad
+        if now is None or now._version != version or self.draft is None:
+            return False
+        place = known.layer, Role.WEIGHT_GRAD, known.gradient_name
+        return self.draft.is_as_seen(*place, now, known.unit_axis)
 
-    def pass_failed(self) -> None:
-        """A pass has raised, or is forgotten: what has waited for its end is let go."""
-        self._gradients.failed()
-        self._activations.failed()
+    def forget(self) -> None:
+        """A backward pass was left without a word: let go of what has arrived."""
+        self._arrived = []
 
     def layer_ran(
         self, path: str, module: nn.Module, call: int, inputs: tuple[Any, ...], output: Any
@@ -125,19 +141,9 @@ class Sight:
 
     def activation_runs(self, tensor: str, path: str, value: Tensor, unit_axis: int | None) -> None:
         """Tracer: an activation is about to run."""
-        if self.draft is None:
-            return
-        place = path, Role.ACTIVATION_INPUT, tensor
-        if self._may_wait(value) and self._activations.add(place, value):
-            return
-        with torch.no_grad():
-            self.draft.observe(*place, value, unit_axis)
-
-    def _may_wait(self, value: Tensor) -> bool:
-        """Whether an activation is looked at as a whole on a CPU, and small."""
-        index = 0 if self.draft is None else self.draft.index
-        here = statistics.on_cpu(value) and not has_no_values(value)
-        return here and self._needed.only_activations(index) and self._activations.has_room_for(value)
+        if self.draft is not None:
+            with torch.no_grad():
+                self.draft.observe(path, Role.ACTIVATION_INPUT, tensor, value, unit_axis)
 
     def attention_runs(self, path: str, call: int, entropy: Callable[[], Tensor | None]) -> None:
         """Tracer: attention may be about to run."""

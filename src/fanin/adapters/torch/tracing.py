@@ -198,7 +198,10 @@ class Tracer:
 
     def passes_over(self, func: Callable[..., Any]) -> bool:
         """Whether there is nothing to report of a function: on a known way only activations tell something."""
-        return self._knows_way and func not in ACTIVATIONS
+        try:
+            return self._knows_way and func not in ACTIVATIONS
+        except TypeError:  # somebody else's, which cannot be hashed
+            return True
 
     def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is about to run."""

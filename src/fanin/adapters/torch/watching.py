@@ -7,7 +7,7 @@ closure within one step of its optimizer (LBFGS).
 
 Gradients are those that arrive: before anybody clips them or averages them over ranks, and without the loss scale.
 
-What is compiled cannot be watched while it runs: there a step begins with the first gradient that arrives, and only
+What is compiled cannot be watched while it runs: a step begins with the first gradient that arrives, and only
 parameters, gradients and loss are seen.
 """
 
@@ -94,6 +94,7 @@ class TorchWatching:
         self._called = False
         self._depth = 0
         self._pass: FrameType | None = None
+        self._backward: FrameType | None = None
         self._optimizing: FrameType | None = None
         self._grad_enabled = True
         self._outer_error: BaseException | None = None
@@ -165,11 +166,10 @@ class TorchWatching:
             optimizing.audience.remove(self)
             backward.audience.remove(self)
             self._sight.draft = self._pass = self._optimizing = self._sight.scale = None
-            self._roots.clear()
-            self._sight.pass_failed()
+            self._drop_backward()
 
     def _hook(self, call: Callable[..., None], *bound: Any) -> Hook:
-        """For a forward pass: in other threads than ours (DataParallel's replicas) it does nothing."""
+        """For a forward pass: in other threads (DataParallel's replicas) it does nothing."""
 
         def run(*args: Any, **kwargs: Any) -> None:
             if self.hears_this_thread:
@@ -256,6 +256,8 @@ class TorchWatching:
         self._called = True
         if self._pass is not None and not is_running(self._pass):
             self._abandon()
+        if self._backward is not None and not is_running(self._backward):
+            self._drop_backward()
         self._depth += 1
         if self._depth > 1:
             return
@@ -289,9 +291,8 @@ class TorchWatching:
 
     def _begin_step(self) -> None:
         self._end_step()
-        self._passes = (
-            0 if self._sight.draft is None or self._sight.draft.differentiated else self._passes + 1
-        )
+        draft = self._sight.draft
+        self._passes = 0 if draft is None or draft.differentiated else self._passes + 1
         if self._passes >= PATIENCE:
             log.warning(UNUSED, PATIENCE, type(self.model).__name__)
             self._outgoing.finish()
@@ -319,7 +320,12 @@ class TorchWatching:
         self._depth = 0
         self._pass = None
         self._tracer.end(None)
-        self._sight.pass_failed()
+
+    def _drop_backward(self) -> None:
+        """Likewise."""
+        self._roots.clear()
+        self._backward = None
+        self._sight.forget()
 
     def _is_recomputed(self) -> bool:
         """Whether this pass repeats one that was seen: activation checkpointing, in the midst of its backward."""
@@ -340,22 +346,22 @@ class TorchWatching:
         if self._tracer.awake:
             self._tracer.end(output)
             self._take_spec()
-        self._sight.forward_ended()
+        if self._sight.draft is not None:
+            self._sight.draft.forward_ended()
 
     def _take_spec(self) -> None:
-        if self._sight.draft is None or self._sight.draft.spec is not None:
+        draft = self._sight.draft
+        if draft is None or draft.spec is not None:
             return
         taken, before = self._tracer.way, self._way
-        self._way = (
-            taken if not before or taken == before else ()
-        )  # where it takes another, it is followed anew
+        self._way = taken if before in ((), taken) else ()  # where it takes another, it is followed anew
         ran = tuple(self._tracer.current.ran)
         if self._known is None or ran != self._ran:  # the first pass, or one that took another way
             self._tracer.refresh()
             self._known, self._ran = self.spec, ran
             self._attach_to_parameters()
             self._sight.parameters(self._tracer.parameters())  # again for those of lazy modules
-        self._sight.draft.spec = self._known
+        draft.spec = self._known
 
     def _is_over(self, draft: Draft) -> bool:
         """Whether what begins now belongs to a new step: the parameters have been updated since, or the gradients
@@ -363,10 +369,6 @@ class TorchWatching:
         if not draft.differentiated:
             return False
         return draft.stepped or draft.before.is_outdated() or gradients_are_fresh(self._trainable)
-
-    def _is_ours(self, optimizer: Optimizer) -> bool:
-        mine = {id(parameter) for parameter in self._trainable}
-        return any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
 
     def optimizer_begins(self, optimizer: Optimizer) -> None:
         """Torch: it is about to step."""
@@ -379,11 +381,11 @@ class TorchWatching:
             self._guarded(self._stepped, optimizer)
 
     def _steps(self, optimizer: Optimizer) -> None:
-        if self._is_ours(optimizer):
+        if optimizing.trains(optimizer, self._trainable):
             self._optimizing = calling_frame()
 
     def _stepped(self, optimizer: Optimizer) -> None:
-        if not self._is_ours(optimizer):
+        if not optimizing.trains(optimizer, self._trainable):
             return
         self._optimizing = None
         self._optimizer = self._optimizer or brief(optimizer)
@@ -393,6 +395,7 @@ class TorchWatching:
                 self._finish()  # the last one: leave before the next forward pass begins
 
     def _finish(self) -> None:
+        self._sight.backward_ended()  # an optimizer may step amid it
         draft, self._sight.draft = self._sight.draft, None
         if draft is None or not draft.differentiated:
             return
@@ -426,7 +429,7 @@ class TorchWatching:
         if self.hears_this_thread:
             self._roots.append(root)
             if len(self._roots) == 1:
-                self._outer_error = sys.exception()
+                self._backward = calling_frame()
                 self._guarded(self._outermost_begins, root)
 
     def _outermost_begins(self, root: Tensor | None) -> None:
@@ -440,13 +443,14 @@ class TorchWatching:
         if self.hears_this_thread and self._roots:
             self._roots.pop()
             if not self._roots:
-                raised = sys.exception() is not self._outer_error
-                self._guarded(self._sight.pass_failed if raised else self._sight.backward_ended)
+                self._backward = None
+                self._guarded(self._sight.backward_ended)
 
     def _end_step(self) -> None:
-        if self._sight.draft is None or not self._is_over(self._sight.draft):
+        draft = self._sight.draft
+        if draft is None or not self._is_over(draft):
             return
-        if self._sight.draft.was_skipped():
+        if draft.was_skipped():
             self._sight.draft = None
         else:
             self._finish()
