@@ -79,6 +79,9 @@ class _MemoryWriter(Writer):
         with self._lock:
             self._record = replace(self._record, ended=True)
 
+    def leave(self) -> None:
+        """Nobody can ask for it any more."""
+
     def flush(self) -> None:
         """Nothing to wait for: what is appended is readable."""
 

@@ -6,7 +6,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from queue import Empty, SimpleQueue
 from typing import final
 
 from fanin.errors import StoreError
@@ -54,6 +56,9 @@ class ParquetWriter(Writer):
         self._parts = 1
         self._spec: ModelSpec | None = None
         self._failure: Exception | None = None
+        self._is_left = False
+        # Wakes the thread. Its put may be called within itself, by a garbage collection that frees the watch.
+        self._calls: SimpleQueue[None] = SimpleQueue()
         # All below is guarded by this. It is reentrant, so that a signal handler may flush.
         self._changed = threading.Condition()
         self._steps: list[Step] = []
@@ -110,6 +115,12 @@ class ParquetWriter(Writer):
             self._closing = self._hurried = True
             self._wake()
             self._changed.wait_for(lambda: self._over, 0.0 if self._delivery.is_far else wait_s)
+
+    def leave(self) -> None:
+        """See Writer: the thread ends the trial when it comes to it."""
+        if not self._is_forked:
+            self._is_left = True
+            self._calls.put(None)
 
     def flush(self) -> None:
         """Wait until everything appended is on the disk.
@@ -177,7 +188,7 @@ class ParquetWriter(Writer):
 
     def _wake(self) -> None:
         self._wanted = self._has_news or self._closing
-        self._changed.notify_all()
+        self._calls.put(None)
 
     def _require_open(self) -> None:
         if self._closing:
@@ -219,10 +230,14 @@ class ParquetWriter(Writer):
             self._changed.notify_all()
 
     def _take(self) -> Part:
+        while not (self._wanted or self._is_left):
+            self._calls.get()
+        while not (self._hurried or self._is_left) and (rest := self._rested - time.monotonic()) > 0:
+            with suppress(Empty):
+                self._calls.get(timeout=rest)
         with self._changed:
-            self._changed.wait_for(lambda: self._wanted)
-            self._changed.wait_for(lambda: self._hurried, timeout=max(0.0, self._rested - time.monotonic()))
             self._wanted, self._hurried, self._writing = False, False, True
+            self._closing = self._closing or self._is_left
             return self._taken()
 
     def _taken(self) -> Part:
