@@ -80,7 +80,7 @@ class Pulse:
         """The training is over; returns at once and takes no lock, since it is called where a model is freed."""
         if os.getpid() == self._process:
             atexit.unregister(self.close)
-            self._closed = True
+            self._closed, self._heard = True, None
             self._calls.put(None)
 
     def close(self) -> None:
@@ -126,11 +126,11 @@ class Pulse:
         if not beside.has(STOP) or not self._is_of_this_run(beside):
             return
         request = parsed(beside.read(STOP))
-        if self._closed:  # while it was read: what runs now is no longer this training
+        heard = self._heard
+        if self._closed or heard is None:  # while it was read: what runs now is no longer this training
             return
         self.request = request
-        if self._heard is not None:
-            self._heard(request)
+        heard(request)
 
     def _is_of_this_run(self, beside: Beside) -> bool:
         """Whether what lies there is younger than the first part of this run: an earlier one may have left its own."""
