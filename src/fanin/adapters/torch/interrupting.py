@@ -43,14 +43,16 @@ class Interrupt:
 
     def optimizer_begins(self, optimizer: Optimizer) -> None:
         """Torch: it is about to step."""
-        model = self._model() if self._error is not None else None
-        if model is not None and _is_of(optimizer, model):
-            self._raise()
-        if threading.get_ident() != self._thread:
-            return
         if self._error is None:
-            self._handles.remove()
-        elif model is not None:
+            if self._handles and threading.get_ident() == self._thread:
+                self._handles.remove()
+            return
+        model = self._model()
+        if model is None:
+            return
+        if _is_of(optimizer, model):
+            self._raise()
+        if threading.get_ident() == self._thread:
             self._hang(model)
 
     def optimizer_ended(self, optimizer: Optimizer) -> None:
