@@ -227,7 +227,7 @@ def test_a_page_whose_token_is_no_longer_one_says_so_and_goes_on_when_it_has_the
         broken.setattr(first, "after", without_a_word)
         first.token = "another"
         first._become("live")
-        wait_for(page, "refused", "not allowed: open the address that fanin follow printed")
+        wait_for(page, "refused", "not allowed: open the printed address")
     other = context.new_page()
     other.goto(here(first))
     wait_for(page, "live", "live")
@@ -255,6 +255,6 @@ def test_a_report_that_could_not_be_drawn_and_the_end_of_an_empty_trial_are_said
     monkeypatch.setattr("fanin.serve.live_page", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         served.show(_report(2))
-    wait_for(visit.page, "not-drawn", "not up to date: it could not be drawn, see the terminal")
+    wait_for(visit.page, "not-drawn", "out of date: not drawn, see the terminal")
     assert visit.said == []
     visit.page.close()

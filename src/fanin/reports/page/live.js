@@ -70,10 +70,10 @@
     waiting: "waiting for the first step",
     live: "live",
     ended: "ended, nothing more comes",
-    "not-drawn": "not up to date: it could not be drawn, see the terminal",
+    "not-drawn": "out of date: not drawn, see the terminal",
     over: "no longer served",
     lost: "connection lost, trying again",
-    refused: "not allowed: open the address that fanin follow printed",
+    refused: "not allowed: open the printed address",
   };
   const AGAIN_MS = 3000; // a browser gives up where it was refused; the token may come in another tab, or a new follower
   const say = (state) => {
