@@ -77,7 +77,8 @@ def watch(
             on without capture, or with the trial in memory; or raise.
         on_stop: How to obey somebody who follows the trial and asks the training to stop (`fanin follow --stop`):
             raise TrainingStoppedError in its next step, only set `should_stop` of what this returns, or end the
-            process by SIGTERM. Requests are heard until LISTEN_S after the last captured step, or until `close()`.
+            process by SIGTERM. Requests are heard until LISTEN_S after the last captured step, or until `close()`, or
+            until the model is gone; so long a hook stays where torch tells of all optimizers' steps, for "raise".
 
     Raises:
         UsageError: The model is of no known framework, steps is not a positive number, or `on_stop` is none of these.
