@@ -29,10 +29,12 @@ SIZES = ["1000x10", "3000x10", "10000x10", "1000x30", "1000x100", "500x1r", "100
 
 WRITE = """
 import sys
+from fanin.scheme import HE_NORMAL
 from fanin.stores import open_store
-from fanin.synthetic import mlp
+from fanin.synthetic import mlp, scaled
 uri, layers, steps, residual = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
-trial = mlp(widths=(16,) * (layers + residual) + (10,), steps=steps, residual=residual)
+init = scaled(HE_NORMAL, layers**-0.25 if residual else 1.0)  # a branch adds 1/n of the stream, which so stays finite
+trial = mlp((16,) * (layers + residual) + (10,), init, steps=steps, residual=residual)
 writer = open_store(uri).begin()
 writer.describe(trial.spec)
 for step in trial.steps:
