@@ -168,7 +168,7 @@ class Watch:
 
     def _listen(self, trial: str, worker: int, model: Any, adapter: Adapter, on_stop: OnStop) -> None:
         """Have a pulse, which alone keeps what can interrupt the training: it knows for how long that may come."""
-        interrupt = adapter.interruption(model) if on_stop == "raise" else None
+        interrupt = adapter.interruption(model, self.watching) if on_stop == "raise" else None
         if interrupt is not None:
             self._interrupt = ref(interrupt)
         self._pulse = Pulse(trial, worker, partial(_obey, on_stop, interrupt, ref(model)))

@@ -342,10 +342,9 @@ def followed(
             except FaninError as error:
                 progress.fail(trial, error)
                 raise
-            except (
-                KeyboardInterrupt
-            ):  # how a page is closed; before there is a verdict it breaks off all the same
-                if page is None or look is None or look.standing.status is not Status.ISSUES_FOUND:
+            except KeyboardInterrupt:
+                # How a page is closed; before there is a verdict it breaks off all the same.
+                if page is None or look is None or look.standing.status is Status.IN_PROGRESS:
                     raise
         assert look is not None  # a follower looks at once
         if page is not None and look.standing.ended not in (Ended.NOT, Ended.TIMED_OUT):

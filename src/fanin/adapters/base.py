@@ -162,8 +162,8 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def interruption(self, model: Any) -> Interruption:
-        """A hand on the training of this model that can end it, as long as it is kept; called by who trains."""
+    def interruption(self, model: Any, watching: Watching) -> Interruption:
+        """A hand on the training of a watched model that can end it, as long as it is kept; called by who trains."""
 
     def is_spread(self, model: Any) -> bool:
         """Whether other processes hold parts of this model's parameters."""

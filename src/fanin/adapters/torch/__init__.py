@@ -90,9 +90,9 @@ class TorchAdapter(Adapter):
         """See Adapter."""
         return trace(gathered.whole(model)[0], batch, loss_fn)
 
-    def interruption(self, model: nn.Module) -> Interruption:
+    def interruption(self, model: nn.Module, watching: Watching) -> Interruption:
         """See Adapter."""
-        return Interrupt(model)
+        return Interrupt(model, watching)
 
     def is_spread(self, model: nn.Module) -> bool:
         """See Adapter."""

@@ -10,6 +10,7 @@ from weakref import ref
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
+from fanin.adapters.base import Watching
 from fanin.adapters.torch.describe import is_compiled, unwrapped
 from fanin.adapters.torch.hooks import Handles, Hook
 from fanin.adapters.torch.optimizing import audience
@@ -19,13 +20,15 @@ class Interrupt:
     """Raises when it was asked to, at the next step of the model's optimizer, once.
 
     It is hung up by the thread that trains, and asked by another one, which sets an attribute and touches nothing that
-    torch may be going through. Until any optimizer is seen to step it hangs on the model too, for loops that update the
-    parameters by themselves; and again once it is asked, where an optimizer steps other tensors than the model's own
-    (master weights). There it raises at the next forward pass in train mode. Whoever made it keeps it.
+    torch may be going through. For loops that update the parameters by themselves it hangs on the model too: until an
+    optimizer steps when the capture is over, which is when capture leaves, so that what is compiled is compiled anew
+    once; and again when it is asked, where an optimizer steps other tensors than the model's own (master weights).
+    There it raises at the next forward pass in train mode. Whoever made it keeps it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, watching: Watching) -> None:
         self._model = ref(model)
+        self._watching = ref(watching)
         self._thread = threading.get_ident()
         self._error: Exception | None = None
         self._handles = Handles()
@@ -43,11 +46,7 @@ class Interrupt:
 
     def optimizer_begins(self, optimizer: Optimizer) -> None:
         """Torch: it is about to step."""
-        if self._error is None:
-            if self._handles and threading.get_ident() == self._thread:
-                self._handles.remove()
-            return
-        model = self._model()
+        model = self._model() if self._error is not None else None
         if model is None:
             return
         if _is_of(optimizer, model):
@@ -57,6 +56,10 @@ class Interrupt:
 
     def optimizer_ended(self, optimizer: Optimizer) -> None:
         """Torch: it has stepped."""
+        if self._handles and self._error is None and threading.get_ident() == self._thread:
+            watching = self._watching()
+            if watching is None or watching.detached:
+                self._handles.remove()
 
     def begins(self, module: nn.Module) -> None:
         """Torch: a forward pass is about to begin."""
