@@ -7,8 +7,8 @@
 Networks are real ones in NumPy (`fanin.synthetic.mlp`, width 16: each layer has weight, bias, input, output,
 activation and gradients, with histograms and units), trained, written as `watch` writes them, and judged by a process
 of their own that did nothing else. Reading and judging are timed inside it; the peak is that of the process, less what
-it needs for a trial of two layers. Growth is the exponent p of size^p from the smallest trial of its shape: 1 is
-linear. In a residual network each block reads the sum of all before it, and its description names every branch of that:
+it needs for a trial of two layers. Growth is the exponent p of size^p from the smallest trial of its shape, of the
+processor's time, which other work on the machine leaves nearly alone: 1 is linear. In a residual network each block reads the sum of all before it, and its description names every branch of that:
 what is read grows with the square of the blocks, so `inputs` is told beside the tensors.
 """
 
@@ -45,15 +45,18 @@ writer.close()
 
 JUDGE = """
 import json, resource, sys
-from time import perf_counter
+from time import perf_counter, process_time
 from fanin import judge, load_trial
-began = perf_counter()
+began = perf_counter(), process_time()
 trial = load_trial(sys.argv[1])
-read = perf_counter()
+read = perf_counter(), process_time()
 report = judge(trial)
+judged = perf_counter(), process_time()
 print(json.dumps({
-    "read_s": read - began,
-    "judge_s": perf_counter() - read,
+    "read_s": read[0] - began[0],
+    "judge_s": judged[0] - read[0],
+    "read_cpu_s": read[1] - began[1],
+    "judge_cpu_s": judged[1] - read[1],
     "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     "tensors": sum(len(step.observations) for step in trial.steps),
     "inputs": sum(len(layer.inputs) for layer in trial.spec.layers),
@@ -84,7 +87,7 @@ def growth(rows: list[dict[str, Any]]) -> None:
     first: dict[str, dict[str, Any]] = {}
     for row in rows:
         least = first.setdefault(row["shape"], row)
-        for name in ("read_s", "judge_s", "peak_mb"):
+        for name in ("read_cpu_s", "judge_cpu_s", "peak_mb"):
             times = math.log(row["tensors"] / least["tensors"])
             row[f"{name}_exponent"] = math.log(row[name] / least[name]) / times if times else None
 
