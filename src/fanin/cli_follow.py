@@ -348,8 +348,7 @@ def followed(
                     raise
         assert look is not None  # a follower looks at once
         if page is not None and look.standing.ended not in (Ended.NOT, Ended.TIMED_OUT):
-            page.end(look.standing.why)
-            _wait()
+            _stay(page, look.standing.why)
     return look
 
 
@@ -368,9 +367,11 @@ def _served(serve: str | None, trial: str) -> Iterator[LivePage | None]:
         page.close()
 
 
-def _wait() -> None:
-    click.echo("the page is served until Ctrl-C", err=True)
+def _stay(page: LivePage, why: str) -> None:
+    """The page stays when the trial is over, until Ctrl-C."""
     with suppress(KeyboardInterrupt):
+        page.end(why)
+        click.echo("the page is served until Ctrl-C", err=True)
         while True:
             time.sleep(3600)
 

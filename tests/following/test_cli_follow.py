@@ -319,7 +319,7 @@ def test_a_page_that_cannot_be_drawn_is_told_once_and_following_goes_on(
         raise ZeroDivisionError("a fault of ours")
 
     monkeypatch.setattr("fanin.serve.live_page", fail)
-    monkeypatch.setattr("fanin.cli_follow._wait", lambda: None)
+    monkeypatch.setattr("fanin.cli_follow._stay", lambda *args: None)
     growing = Growing(tmp_path / "trial", healthy())
     growing.step(0)
     later = threading.Timer(4.0, lambda: (growing.step(1), growing.close()))
