@@ -5,12 +5,13 @@
     python benchmarks/judging.py 500x1r 1000x1r          residual networks, blocks x steps
 
 Networks are real ones in NumPy (`fanin.synthetic.mlp`, width 16: each layer has weight, bias, input, output,
-activation and gradients, with histograms and units), trained for two steps, which are repeated in turn (a hundred of a
-thousand layers take an hour), written as `watch` writes them, and judged by a process of their own that did nothing else. Reading and judging are timed inside it; the peak is that of the process, less what
-it needs for a trial of two layers. Growth is the exponent p of size^p from the smallest trial of its shape, of the
-processor's time, which other work on the machine leaves nearly alone: 1 is linear. In a residual network each block
-reads the sum of all before it, and its description names every branch of that: what is read grows with the square of
-the blocks, so `inputs` is told beside the tensors.
+activation and gradients, with histograms and units), trained for two steps, which are repeated in turn (to train and
+summarize one of a thousand layers takes 3 s), written as `watch` writes them, and judged by a process of their own
+that did nothing else. Reading and judging are timed inside it; the peak is that of the process, less what it needs
+for a trial of two layers. Growth is the exponent p of size^p from the smallest trial of its shape, of the processor's
+time, which other work on the machine leaves nearly alone: 1 is linear. In a residual network each block reads the sum
+of all before it, and its description names every branch of that: what is read grows with the square of the blocks, so
+`inputs` is told beside the tensors.
 """
 
 from __future__ import annotations
