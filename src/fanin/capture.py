@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, get_args
 from weakref import finalize, ref
 
 from fanin.adapters import adapter_for
-from fanin.adapters.base import Adapter, OnError, Watching, WatchPlan, brief
+from fanin.adapters.base import Adapter, Interruption, OnError, Watching, WatchPlan, brief
 from fanin.errors import (
     FaninError,
     StoreError,
@@ -77,7 +77,8 @@ def watch(
             on without capture, or with the trial in memory; or raise.
         on_stop: How to obey somebody who follows the trial and asks the training to stop (`fanin follow --stop`):
             raise TrainingStoppedError in its next step, only set `should_stop` of what this returns, or end the
-            process by SIGTERM. Requests are heard until LISTEN_S after the last captured step, or until `close()`.
+            process by SIGTERM. Requests are heard until LISTEN_S after the last captured step, or until `close()`, or
+            until the model is gone; so long a hook stays where torch tells of all optimizers' steps, for "raise".
 
     Raises:
         UsageError: The model is of no known framework, steps is not a positive number, or `on_stop` is none of these.
@@ -123,6 +124,7 @@ class Watch:
         on_stop: OnStop,
     ) -> None:
         self._pulse: Pulse | None = None
+        self._interrupt: Callable[[], Interruption | None] = lambda: None
         self._described: ModelSpec | None = None
         self._steps = steps
         self._on_error = on_error
@@ -162,10 +164,16 @@ class Watch:
             model, WatchPlan(needed, self._steps, self._keep, self._on_error, worker)
         )
         if trial is not None and not isinstance(self._store, MemoryStore):
-            self._pulse = Pulse(
-                os.fspath(trial), worker, self._writer.is_of, partial(_obey, on_stop, adapter, ref(model))
-            )
-            finalize(model, self._pulse.leave).atexit = False  # who trained it needs no longer be stopped
+            self._listen(os.fspath(trial), worker, model, adapter, on_stop)
+
+    def _listen(self, trial: str, worker: int, model: Any, adapter: Adapter, on_stop: OnStop) -> None:
+        """Have a pulse, which alone keeps what can interrupt the training: it knows for how long that may come."""
+        interrupt = adapter.interruption(model, self.watching) if on_stop == "raise" else None
+        if interrupt is not None:
+            self._interrupt = ref(interrupt)
+        heard = partial(_obey, on_stop, interrupt, ref(model))
+        self._pulse = Pulse(trial, worker, self._writer.is_of, heard)
+        finalize(model, self._pulse.leave).atexit = False  # who trained it needs no longer be stopped
 
     def __enter__(self) -> Watch:
         return self
@@ -209,6 +217,8 @@ class Watch:
         if self._pulse is not None:
             self._pulse.close()
         try:
+            if (interrupt := self._interrupt()) is not None:
+                interrupt.leave()
             self.watching.detach()
             if os.getpid() == self._process:
                 self._writer.close()
@@ -236,21 +246,28 @@ def _close(watched: ref[Watch]) -> None:
 
 
 def _forget(at_exit: Callable[[], None], writer: Writer, pulse: Pulse | None, process: int) -> None:
-    """The model is gone, or the hooks that held the watch; a training may go on, so the pulse listens on."""
+    """The model is gone, or the hooks that held the watch; a training may go on, so the pulse listens on.
+
+    A garbage collection may come here, within whatever a thread is doing: nothing in here takes a lock or says
+    anything (logging locks)."""
     atexit.unregister(at_exit)
     if os.getpid() == process:
-        writer.end()
+        writer.leave()
         if pulse is not None:
             pulse.captured()
 
 
-def _obey(on_stop: OnStop, adapter: Adapter, model: ref[Any], request: Request) -> None:
-    """Stop the training as it was told to; in the pulse's thread."""
+def _obey(on_stop: OnStop, interrupt: Interruption | None, model: ref[Any], request: Request) -> None:
+    """Stop the training as it was told to; in the pulse's thread. Where the model is gone so is its training, and what
+    the process does by now is something else."""
+    trained = model()  # kept until it is done, so that it is not gone meanwhile
+    if trained is None:
+        return
     log.warning("fanin was asked to stop this training%s", f": {request.why}" if request.why else "")
     if on_stop == "terminate":
         os.kill(os.getpid(), signal.SIGTERM)
-    elif on_stop == "raise" and (trained := model()) is not None:
-        adapter.interrupt(trained, _stopped(request))
+    elif interrupt is not None:
+        interrupt.ask(_stopped(request))
 
 
 def _stopped(request: Request) -> TrainingStoppedError:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,7 @@ class Progress:
     taken: list[Done] = field(default_factory=list)
     is_kept: bool = True
     is_outweighed: bool = False
+    _is_undrawn: bool = False
     _acted: set[tuple[str, str, str, str]] = field(default_factory=set)
 
     def take(self, look: Look, line: Line) -> None:
@@ -81,8 +82,19 @@ class Progress:
                 self.taken.append(done)
                 line.say(f"{done.action}: {done.outcome}" + (f", {done.detail}" if done.detail else ""))
             self._keep(standing.with_actions(self.taken))
-        if self.page is not None and look.report is not None:
-            self.page.show(look.report)  # last: to draw it takes a second
+        self._draw(look, line)  # last: it takes a second
+
+    def _draw(self, look: Look, line: Line) -> None:
+        """A fault in a picture must not end what watches over a training; it is told once."""
+        if self.page is None or look.report is None:
+            return
+        try:
+            self.page.show(look.report)
+        except Exception as error:  # noqa: BLE001  # told below
+            if not self._is_undrawn:
+                why = " ".join(f"{type(error).__name__}: {error}".split())
+                line.say(f"page: a report could not be drawn ({why}); following goes on")
+            self._is_undrawn = True
 
     def _keep(self, standing: Standing) -> None:
         try:
@@ -286,7 +298,8 @@ def follow(
     stop: `fanin run` then sends SIGTERM to the script (unless FANIN_ON_STOP=ignore); `fanin.watch` does what its
     `on_stop` says.
 
-    Exit codes: 0 healthy, 1 poor, 2 usage or broken input, 3 undecided, 4 timed out, 130 interrupted.
+    Exit codes: 0 healthy, 1 poor, 2 usage or broken input, 3 undecided, 4 timed out, 130 interrupted, also by Ctrl-C
+    that ends --serve before there is a verdict.
     """
     from fanin.explain import make_rule
     from fanin.follow import Following
@@ -318,7 +331,7 @@ def followed(
     """Follow a trial to its end, or, where a page is served, until somebody presses Ctrl-C."""
     from fanin.beside import Beside
     from fanin.follow import follow
-    from fanin.status import Ended, StatusFile
+    from fanin.status import Ended, Status, StatusFile
 
     kept = StatusFile.at(status) if status else StatusFile.of_trial(trial)
     claims = [Beside.at(trial), *([kept.beside] if status else [])]
@@ -328,13 +341,17 @@ def followed(
             click.echo(f"page   {page.url}", err=True)
             how = replace(how, to_the_end=True)
         look: Look | None = None
-        with Line().shown() as line, _ended_by_hand(page):
-            for look in follow(trial, how):
-                progress.take(look, line)
-        if look is None:
-            raise KeyboardInterrupt
+        with Line().shown() as line:
+            try:
+                for look in follow(trial, how):
+                    progress.take(look, line)
+            except KeyboardInterrupt:
+                # How a page is closed; before there is a verdict it breaks off all the same.
+                if page is None or look is None or look.standing.status is Status.IN_PROGRESS:
+                    raise
+        assert look is not None  # a follower looks at once
         if page is not None and look.standing.ended not in (Ended.NOT, Ended.TIMED_OUT):
-            _wait()
+            _stay(page, look.standing.why)
     return look
 
 
@@ -353,16 +370,11 @@ def _served(serve: str | None, trial: str) -> Iterator[LivePage | None]:
         page.close()
 
 
-@contextmanager
-def _ended_by_hand(page: LivePage | None) -> Iterator[None]:
-    """With a page, Ctrl-C is how it ends, and no interruption."""
-    with suppress(KeyboardInterrupt) if page is not None else nullcontext():
-        yield
-
-
-def _wait() -> None:
-    click.echo("the page is served until Ctrl-C", err=True)
+def _stay(page: LivePage, why: str) -> None:
+    """The page stays when the trial is over, until Ctrl-C."""
     with suppress(KeyboardInterrupt):
+        page.end(why)
+        click.echo("the page is served until Ctrl-C", err=True)
         while True:
             time.sleep(3600)
 

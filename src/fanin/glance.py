@@ -19,8 +19,8 @@ BEATING_S = 20.0
 for less is only slow."""
 
 IDLE_S = 600.0
-"""The same where nobody beats (trials of SageMaker Debugger, of an older fanin): since the newest file. Its default
-saves every 500 steps, which take minutes."""
+"""The same where nobody beats (trials of SageMaker Debugger, of an older fanin): without a new file. Its default saves
+every 500 steps, which take minutes."""
 
 FOREIGN = {"collections", "index"}
 """Folders of a trial of SageMaker Debugger, in which each file is in a folder by its number."""
@@ -36,10 +36,13 @@ class Glance:
     Attributes:
         files: Of the trial itself.
         beats: The workers' beats.
+        now: At least so late it was, by the clock that dates the files, in seconds since 1970: when anything here was
+            written last, by whomever. 0 for nothing.
     """
 
     files: frozenset[File]
     beats: frozenset[File]
+    now: float = 0.0
 
     @property
     def holds_trial(self) -> bool:
@@ -63,7 +66,8 @@ def glance(beside: Beside) -> Glance:
     mine = [info for info in found if info.base_name.startswith("_")]
     rest = (info for info in found if info not in mine and not info.base_name.endswith(".tmp"))
     beats = (info for info in mine if BEAT.fullmatch(info.base_name))
-    return Glance(frozenset(map(_file, rest)), frozenset(map(_file, beats)))
+    now = max((info.mtime_ns or 0 for info in found), default=0) / 1e9
+    return Glance(frozenset(map(_file, rest)), frozenset(map(_file, beats)), now)
 
 
 def _file(info: FileInfo) -> File:
@@ -73,13 +77,19 @@ def _file(info: FileInfo) -> File:
 class Liveness:
     """Tells a slow writer from a dead one.
 
-    A beat is a file that changes; how long ago is told by our own clock, since the writer's may differ.
+    Our clock may be minutes from that of the disk or the store, so that no file has an age by it. A beat is a file that
+    changes, and how long ago that was is told by our own clock, as we look on. So it is with all other files where
+    nobody beats; for the time before our first look the files themselves are asked: what others, or we, have written
+    beside the trial since (a follower writes its status at once) is dated by the same clock.
     """
 
     def __init__(self, dead_after: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._dead_after = dead_after
         self._clock = clock
         self._changed: dict[str, tuple[File, float]] = {}
+        self._files: frozenset[File] | None = None
+        self._since = 0.0
+        self._has_grown = False
 
     def is_dead(self, seen: Glance) -> bool:
         """Whether nothing more is to be expected of any writer whose part is not over; one that is done takes its
@@ -89,7 +99,16 @@ class Liveness:
         for beat in seen.beats:
             known = before.get(beat[0])
             self._changed[beat[0]] = known if known and known[0] == beat else (beat, now)
+        idle = self._idle(seen, now)
         if self._changed:
             silent = now - min(since for _, since in self._changed.values())
             return silent > (self._dead_after or BEATING_S)
-        return time.time() - seen.newest > (self._dead_after or IDLE_S)
+        return idle > (self._dead_after or IDLE_S)
+
+    def _idle(self, seen: Glance, now: float) -> float:
+        """Seconds for which, at least, no file of the trial has changed."""
+        if seen.files != self._files:
+            self._has_grown = self._files is not None
+            self._files, self._since = seen.files, now
+        looked_on = now - self._since
+        return looked_on if self._has_grown else max(looked_on, seen.now - seen.newest)

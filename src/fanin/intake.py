@@ -13,13 +13,15 @@ product by the second moments of the other factors. Anything else is not known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from math import prod
 
 from fanin.gaussian import Passed, passed
 from fanin.scheme import gain
-from fanin.trial import LayerSpec, ModelSpec
+from fanin.trial import ActivationSpec, LayerSpec, ModelSpec
 
 IDENTITY = "identity"
 
@@ -81,24 +83,71 @@ class Meeting:
     after: str = IDENTITY
 
 
-def meeting(spec: ModelSpec, layer: LayerSpec) -> Meeting | None:
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """Who takes each layer's output, looked up rather than searched for: a sum of n branches is n long in each of the
+    n layers that read it.
+
+    Attributes:
+        readers: How many do: layers that ran, and the model's output.
+        activations: Those that run on it, alone or with others'.
+    """
+
+    readers: Mapping[str, int]
+    activations: Mapping[str, tuple[ActivationSpec, ...]]
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Wiring:
+        """That of a model."""
+        read = (path for layer in spec.layers if layer.calls for path in dict.fromkeys(layer.inputs))
+        running: dict[str, list[ActivationSpec]] = {}
+        for activation in spec.activations:
+            for path in dict.fromkeys(activation.inputs):
+                running.setdefault(path, []).append(activation)
+        return cls(
+            Counter(chain(read, dict.fromkeys(spec.outputs))),
+            {path: tuple(there) for path, there in running.items()},
+        )
+
+    def on_any(self, paths: Iterable[str]) -> Iterator[ActivationSpec]:
+        """Each activation that runs on one of them, once."""
+        told: set[int] = set()
+        for path in paths:
+            for activation in self.activations.get(path, ()):
+                if id(activation) not in told:
+                    told.add(id(activation))
+                    yield activation
+
+
+def meeting(wiring: Wiring, layer: LayerSpec) -> Meeting | None:
     """Where the activations stand on the way to a layer; None where the graph leaves that open: `relu(a) + b` and
     `relu(relu(a) + b)` differ in nothing that is recorded."""
     fed_by, φ = layer.inputs, layer.input_activation
     if φ == IDENTITY or (φ and (len(fed_by) == 1 or layer.joins == "concatenation")):
         return Meeting(dict.fromkeys(fed_by, φ))
-    seen = [a for a in spec.activations if set(a.inputs) & set(fed_by)]
-    inside = {a.inputs[0]: a.function for a in seen if len(a.inputs) == 1}
-    if φ and [(set(a.inputs), a.function) for a in seen] == [(set(fed_by), φ)]:
+    if φ and _is_whole(wiring, fed_by, φ):
         return Meeting(dict.fromkeys(fed_by, IDENTITY), φ)
-    alone = len(fed_by) > 1 and all(_readers(spec, path) == 1 for path in fed_by)
-    if not alone or len(inside) != len(seen) or (φ and set(inside.values()) != {φ}):
+    alone = len(fed_by) > 1 and all(wiring.readers.get(path, 0) == 1 for path in fed_by)
+    inside = _inside(wiring, fed_by) if alone else None
+    if inside is None or (φ and set(inside.values()) != {φ}):
         return None
     return Meeting({path: inside.get(path, IDENTITY) for path in fed_by})
 
 
-def _readers(spec: ModelSpec, path: str) -> int:
-    return sum(path in layer.inputs for layer in spec.layers if layer.calls) + (path in spec.outputs)
+def _is_whole(wiring: Wiring, fed_by: tuple[str, ...], φ: str) -> bool:
+    """Whether all that meets passes one activation together, and nothing of it another."""
+    seen = list(islice(wiring.on_any(fed_by), 2))
+    return len(seen) == 1 and seen[0].function == φ and set(seen[0].inputs) == set(fed_by)
+
+
+def _inside(wiring: Wiring, fed_by: tuple[str, ...]) -> dict[str, str] | None:
+    """The activation that each source passes by itself; None where some pass one together, or several."""
+    inside: dict[str, str] = {}
+    for activation in wiring.on_any(fed_by):
+        if len(activation.inputs) != 1 or activation.inputs[0] in inside:
+            return None
+        inside[activation.inputs[0]] = activation.function
+    return inside
 
 
 def sound_gain(layer: LayerSpec, met: Meeting) -> float | None:

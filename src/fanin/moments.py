@@ -32,7 +32,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp, isfinite, log, log10, prod, sqrt
 
-from fanin.intake import Intake, Meeting, Pull, Signal, intake, meeting, sound_gain
+from fanin.intake import Intake, Meeting, Pull, Signal, Wiring, intake, meeting, sound_gain
 from fanin.measures import head
 from fanin.summary import Interval, TensorSummary
 from fanin.trial import NETWORK_INPUT, Kind, LayerSpec, ModelSpec, Observation, ParameterSpec, Role, Step
@@ -121,7 +121,7 @@ def expected(spec: ModelSpec, step: Step, *, sound: bool) -> Moments:
             than those of this step.
     """
     weights = step.of(Role.WEIGHT) | step.of(Role.BIAS)
-    network = _Network(spec, {role: step.first(role) for role in SHAPES}, weights, sound)
+    network = _Network(spec, Wiring.of(spec), {role: step.first(role) for role in SHAPES}, weights, sound)
     for layer in spec.layers:
         if layer.calls == 1:
             network.run(layer)
@@ -149,6 +149,7 @@ class _Network:
     """What is known so far, in forward order."""
 
     spec: ModelSpec
+    wiring: Wiring
     seen: dict[Role, dict[str, Observation]]
     weights: dict[str, Observation]
     sound: bool
@@ -159,7 +160,7 @@ class _Network:
 
     def run(self, layer: LayerSpec) -> None:
         """What a layer is given and what it puts out, where that is known."""
-        met, given = meeting(self.spec, layer), None
+        met, given = meeting(self.wiring, layer), None
         if met and self._is_passed_on_whole(layer):
             given = intake(layer, met, self._sources(layer), self.widths, self._sizes(layer.inputs))
         elif layer.inputs == (NETWORK_INPUT,):
@@ -207,6 +208,8 @@ class _Network:
 
     def _admit_batch(self) -> None:
         """The batch as one source among others: as a layer saw it that is given nothing else, unactivated."""
+        if NETWORK_INPUT in self.signals:
+            return
         for layer in self.spec.layers:
             alone = layer.inputs == (NETWORK_INPUT,) and layer.input_activation == "identity"
             seen = self._seen(layer.path, Role.INPUT) if alone else None

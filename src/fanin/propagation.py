@@ -160,17 +160,27 @@ def _path(layers: tuple[LayerSpec, ...], links: dict[str, Link]) -> list[Link]:
     attention passes it on. Layers come in forward order, so that what feeds a layer is known before it.
     """
     best: dict[str, _Way | None] = {}
+    most: dict[tuple[str, ...], _Way | None] = {}
     head: _Way | None = None
     before = ""
     for layer in (layer for layer in layers if layer.calls):
         fed_by = layer.inputs or ((before,) if before else ())
-        ways = [best.get(path) for path in fed_by]
-        way = max(ways, key=_carried, default=None)
+        way = most[fed_by] = _most(fed_by, best, most)
         if layer.path in links:
             way = head = _longer(way, links[layer.path])
         best[layer.path] = way if layer.path in links or layer.kind is Kind.ATTENTION else None
         before = layer.path
     return _links_of(head)
+
+
+def _most(
+    fed_by: tuple[str, ...], best: dict[str, _Way | None], most: dict[tuple[str, ...], _Way | None]
+) -> _Way | None:
+    """The way that carries most. A residual stream is read as a sum of ever more branches, each time of those that were
+    read before and a new one."""
+    if len(fed_by) > 1 and fed_by[:-1] in most:
+        return max(most[fed_by[:-1]], best.get(fed_by[-1]), key=_carried)
+    return max([best.get(path) for path in fed_by], key=_carried, default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 from fanin.beside import STOP, Beside, beat_name
 from fanin.errors import StoreError, escape
@@ -70,28 +71,30 @@ class Pulse:
         self._uri = uri
         self._worker = worker
         self._is_of = is_of
-        self._heard = heard
+        self._heard: Callable[[Request], None] | None = heard
         self._process = os.getpid()
         self._captured_at: float | None = None
         self._beating = True
-        self._woken = threading.Event()
+        # A garbage collection may call us anywhere, also in this thread while it waits; of all that the standard
+        # library has to wake a thread, only the put of this queue may be called within itself.
+        self._calls: SimpleQueue[None] = SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._live, name=f"fanin-pulse-w{worker}", daemon=True)
         self._thread.start()
         atexit.register(self.close)
 
     def captured(self) -> None:
-        """No more steps come: beat no longer, and listen a while."""
+        """No more steps come: beat no longer, and listen a while. Takes no lock, as `leave`."""
         if self._captured_at is None:
             self._captured_at = time.monotonic()
-            self._woken.set()
+            self._calls.put(None)
 
     def leave(self) -> None:
-        """The training is over; returns at once, since nobody may wait for a disk where a model is freed."""
-        if os.getpid() == self._process:  # a forked child may find the lock of the event held for ever
+        """The training is over; returns at once and takes no lock, since it is called where a model is freed."""
+        if os.getpid() == self._process:
             atexit.unregister(self.close)
-            self._closed = True
-            self._woken.set()
+            self._closed, self._heard = True, None
+            self._calls.put(None)
 
     def close(self) -> None:
         """The same, and wait a moment until the thread has gone; idempotent."""
@@ -112,8 +115,10 @@ class Pulse:
                 self._beat(beside)
             with suppress(OSError, StoreError):
                 self._listen(beside)
-            self._woken.wait(EVERY_S)
-            self._woken.clear()
+            with suppress(Empty):
+                self._calls.get(timeout=EVERY_S)
+        if self.request is None:
+            self._heard = None  # which keeps what is hung up in the training to stop it
         if self._beating:
             with suppress(OSError):
                 beside.remove(beat_name(self._worker))
@@ -136,10 +141,11 @@ class Pulse:
         request = parsed(beside.read(STOP))
         if not request.run or not self._is_of(request.run):
             return
-        if self._closed:  # while it was read: what runs now is no longer this training
+        heard = self._heard
+        if self._closed or heard is None:  # while it was read: what runs now is no longer this training
             return
         self.request = request
-        self._heard(request)
+        heard(request)
 
 
 def parsed(text: bytes | None) -> Request:

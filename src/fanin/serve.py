@@ -30,7 +30,9 @@ that an open page goes on."""
 ALIVE_S = 10.0
 """Seconds between two signs of life, which find out that a browser has gone; proxies close what is silent for 60."""
 
-COOKIE = "fanin-token"
+WAITING, LIVE, ENDED, NOT_DRAWN = "waiting", "live", "ended", "not-drawn"
+"""What the page says of itself besides what its browser finds out: nothing is there yet, it is up to date, nothing more
+comes, or the last report could not be drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +92,20 @@ class LivePage:
 
     Attributes:
         url: What to open; with the token, where one is needed.
+        cookie: Where a browser keeps the token.
     """
 
     def __init__(self, address: Address, title: str) -> None:
         self._changed = threading.Condition()
         # Versions of another run of the follower are other ones, though they count from 0 as well.
-        self._run, self._version = secrets.token_hex(4), 0
+        self._run, self._version, self._state = secrets.token_hex(4), 0, WAITING
+        self._title = title
         self._text = waiting_page(title, self._named(0))
         self.is_closed = False
         self.token = "" if address.is_loopback else secrets.token_urlsafe(24)
         self._server = _listening(address, self)
         port = self._server.server_address[1]
+        self.cookie = f"fanin-token-{port}"  # browsers give a host's cookies to all its ports
         self.hosts = _names(address)
         host = f"[{address.host}]" if ":" in address.host else address.host
         shown = socket.gethostname() if address.host in ("0.0.0.0", "::") else host
@@ -115,9 +120,26 @@ class LivePage:
             UsageError: The extra `html` is not installed.
         """
         version = self._version + 1
-        text = live_page(report.trial, report.diagnosis, self._named(version))
+        try:
+            text = live_page(report.trial, report.diagnosis, self._named(version))
+        except Exception:
+            self._become(NOT_DRAWN)
+            raise
+        self._become(LIVE, text)
+
+    def end(self, why: str) -> None:
+        """Nothing more comes, and the page stays as it is; one that could not be drawn stays out of date."""
         with self._changed:
-            self._text, self._version = text, version
+            is_empty, state = not self._version, self._state
+        text = waiting_page(self._title, self._named(1), why) if is_empty else None
+        self._become(state if state == NOT_DRAWN else ENDED, text)
+
+    def _become(self, state: str, text: str | None = None) -> None:
+        """Another state, and, where there is a text, another page."""
+        with self._changed:
+            self._state = state
+            if text is not None:
+                self._text, self._version = text, self._version + 1
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -132,16 +154,23 @@ class LivePage:
     def _named(self, version: int) -> str:
         return f"{self._run}-{version}"
 
-    def now(self) -> tuple[str, str]:
-        """The page and what names it."""
+    @property
+    def text(self) -> str:
+        """The page."""
         with self._changed:
-            return self._text, self._named(self._version)
+            return self._text
 
-    def after(self, version: str) -> str | None:
-        """What names the page once it is another one; the same after ALIVE_S; None when there will be no other."""
+    @property
+    def news(self) -> str:
+        """What names the page, and its state."""
         with self._changed:
-            self._changed.wait_for(lambda: self._named(self._version) != version or self.is_closed, ALIVE_S)
-            return None if self.is_closed else self._named(self._version)
+            return f"{self._named(self._version)} {self._state}"
+
+    def after(self, news: str) -> str | None:
+        """The news once they are others; the same after ALIVE_S; None when there will be no other."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.news != news or self.is_closed, ALIVE_S)
+            return None if self.is_closed else self.news
 
 
 def _names(address: Address) -> frozenset[str]:
@@ -224,7 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif "token" in parse_qs(urlsplit(self.path).query):
             self._remember()
         elif self.path == "/":
-            self._answer(HTTPStatus.OK, self.server.page.now()[0], "text/html")
+            self._answer(HTTPStatus.OK, self.server.page.text, "text/html")
         elif urlsplit(self.path).path == "/events":
             self._tell()
         else:
@@ -246,7 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         given = parse_qs(urlsplit(self.path).query).get("token", [])
         try:
-            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(COOKIE)
+            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.page.cookie)
         except CookieError:
             cookie = None
         given += [cookie.value] if cookie else []
@@ -256,7 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The token moves to a cookie, out of the address that is seen, kept and passed on."""
         self.send_response(HTTPStatus.SEE_OTHER)
         self.send_header("Location", "/")
-        cookie = f"{COOKIE}={self.server.page.token}; HttpOnly; SameSite=Strict; Path=/"
+        cookie = f"{self.server.page.cookie}={self.server.page.token}; HttpOnly; SameSite=Strict; Path=/"
         self.send_header("Set-Cookie", cookie)
         self.send_header("Content-Length", "0")
         self._guard()
@@ -280,18 +309,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Frame-Options", "DENY")
 
     def _tell(self) -> None:
-        """Server-sent events: the number of the page, now and whenever it is another."""
+        """Server-sent events: the name of the page and its state, now and whenever they are others."""
         self.close_connection = True
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "text/event-stream")
         self._guard()
         self.end_headers()
-        version: str | None = self.server.page.now()[1]
+        news: str | None = None if self.command == "HEAD" else self.server.page.news
         try:
-            while version is not None:
-                self.wfile.write(f"retry: 1000\ndata: {version}\n\n".encode())
-                version = self.server.page.after(version)
-            self.wfile.write(b"event: over\ndata: \n\n")
+            while news is not None:
+                self.wfile.write(f"retry: 1000\ndata: {news}\n\n".encode())
+                news = self.server.page.after(news)
+            if self.command != "HEAD":
+                self.wfile.write(b"event: over\ndata: \n\n")
         except OSError:
             return  # the browser has gone
 

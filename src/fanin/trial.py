@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -206,11 +207,11 @@ class ModelSpec:
 
     def readers(self) -> dict[str, list[LayerSpec]]:
         """The layers that are given each layer's output, by its path. Made anew each time."""
-        found: dict[str, list[LayerSpec]] = {}
+        found: defaultdict[str, list[LayerSpec]] = defaultdict(list)
         for layer in self.layers:
             for path in dict.fromkeys(layer.inputs):
-                found.setdefault(path, []).append(layer)
-        return found
+                found[path].append(layer)
+        return dict(found)
 
     @property
     def entrances(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -307,3 +308,64 @@ def test_ctrl_c_is_an_interruption(tmp_path: Path) -> None:
     follower.send_signal(signal.SIGINT)
     follower.communicate(timeout=30)
     assert follower.returncode == 130
+
+
+def ended_by_hand(place: Path, seen: str) -> tuple[int, str, str]:
+    """Code, output and what was said of a follower with a page that gets Ctrl-C once it has said something."""
+    command = [sys.executable, "-m", "fanin", "follow", str(place), "--serve=127.0.0.1:0", "--timeout", "60s"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+        assert follower.stderr
+        said = ""
+        while seen not in said:
+            line = follower.stderr.readline()
+            assert line, said
+            said += line
+        follower.send_signal(signal.SIGINT)
+        out, rest = follower.communicate(timeout=60)
+    return follower.returncode, out, said + rest
+
+
+def test_ctrl_c_amid_a_training_is_an_interruption_with_a_page_too(tmp_path: Path) -> None:
+    """Healthy so far is no verdict: the steps that are to come may show more."""
+    growing = Growing(tmp_path / "trial", healthy())
+    growing.step(0)
+    code, out, _ = ended_by_hand(tmp_path / "trial", "1 step")
+    assert (code, out) == (130, "")
+    growing.close()
+
+
+def test_ctrl_c_before_there_is_a_trial_is_an_interruption_with_a_page_too(tmp_path: Path) -> None:
+    assert ended_by_hand(tmp_path / "trial", "no trial at this address yet")[:2] == (130, "")
+
+
+def test_ctrl_c_after_the_verdict_has_its_code_and_shows_it(tmp_path: Path) -> None:
+    place = tmp_path / "trial"
+    Growing(place, poor()).step(0)
+    code, out, _ = ended_by_hand(place, "IssuesFound")
+    assert code == 1
+    assert "POOR" in out
+    written(tmp_path / "sound", "healthy")
+    code, out, _ = ended_by_hand(tmp_path / "sound", "until Ctrl-C")
+    assert code == 0
+    assert "HEALTHY" in out
+
+
+def test_a_page_that_cannot_be_drawn_is_told_once_and_following_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr("fanin.serve.live_page", fail)
+    monkeypatch.setattr("fanin.cli_follow._stay", lambda *args: None)
+    growing = Growing(tmp_path / "trial", healthy())
+    growing.step(0)
+    later = threading.Timer(4.0, lambda: (growing.step(1), growing.close()))
+    later.start()
+    done = fanin(growing.uri, "--serve=127.0.0.1:0", "--timeout", "60s")
+    later.join()
+    assert done.exit_code == 0
+    assert done.stderr.count("could not be drawn") == 1
+    assert "ZeroDivisionError: a fault of ours" in done.stderr
+    assert "2 steps" in done.stderr
+    assert read(Path(growing.uri))["status"] == "NoIssuesFound"

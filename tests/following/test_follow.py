@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import fanin.follow as module
-from fanin.beside import Beside, beat_name
+from fanin.beside import STATUS, Beside, beat_name
 from fanin.errors import RuleParameterError, StoreError, TrialFormatError
 from fanin.finding import Verdict
 from fanin.follow import Following, Look, follow
-from fanin.glance import Liveness, glance
+from fanin.glance import IDLE_S, Liveness, glance
 from fanin.rules.poor_weight_initialization import PoorWeightInitialization
 from fanin.status import Ended, Status
 from fanin.stores.parquet import ParquetStore
@@ -159,13 +159,58 @@ def test_a_slow_writer_that_beats_is_alive(place: Path) -> None:
     assert (end.ended, end.status) == (Ended.TIMED_OUT, Status.ERROR)
 
 
-def test_without_a_heartbeat_the_age_of_the_newest_file_tells(place: Path) -> None:
+@pytest.mark.parametrize("ahead", [-3600.0, 0.0, 3600.0], ids=["behind", "alike", "ahead"])
+def test_without_a_heartbeat_nothing_new_for_long_tells_whatever_the_clock_of_the_disk(
+    place: Path, ahead: float
+) -> None:
+    """Files are dated by the machine that holds them, whose clock may be an hour from ours."""
+    growing, now = Growing(place, healthy()), [0.0]
+    growing.step(0)
+    dated(place, time.time() + ahead)
+    beside, liveness = Beside.at(growing.uri), Liveness(clock=lambda: now[0])
+    assert not liveness.is_dead(glance(beside))
+    now[0] = IDLE_S - 1
+    assert not liveness.is_dead(glance(beside))
+    growing.step(1)
+    dated(place, time.time() + ahead)
+    now[0] = 2 * IDLE_S - 2
+    assert not liveness.is_dead(glance(beside)), "it has grown since"
+    now[0] = 3 * IDLE_S - 1
+    assert liveness.is_dead(glance(beside))
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 0.0, 3600.0], ids=["behind", "alike", "ahead"])
+def test_what_was_written_beside_it_long_after_tells_at_once_that_a_writer_is_dead(
+    place: Path, ahead: float
+) -> None:
+    """A follower's own status, say, which the same clock dates."""
     growing = Growing(place, healthy())
     growing.step(0)
-    assert not Liveness().is_dead(glance(Beside.at(growing.uri)))
-    for file in place.iterdir():
-        os.utime(file, (time.time() - 700,) * 2)
+    dated(place, time.time() + ahead - IDLE_S - 10)
+    (place / STATUS).write_text("{}")
+    os.utime(place / STATUS, (time.time() + ahead,) * 2)
+    assert Liveness().is_dead(glance(Beside.at(growing.uri)))
     assert last(growing.uri).standing.ended is Ended.WRITER_DEAD
+    os.utime(place / STATUS, (time.time() + ahead - 20,) * 2)
+    assert not Liveness().is_dead(glance(Beside.at(growing.uri)))
+
+
+def dated(place: Path, at: float) -> None:
+    for file in place.iterdir():
+        os.utime(file, (at,) * 2)
+
+
+def test_a_trial_that_grows_is_alive_however_late_a_copy_of_it_comes(place: Path) -> None:
+    """A copy keeps the dates of the machine it comes from (rsync -t), which say nothing of how late it is here."""
+    growing, now = Growing(place, healthy()), [0.0]
+    growing.step(0)
+    beside, liveness = Beside.at(growing.uri), Liveness(clock=lambda: now[0])
+    liveness.is_dead(glance(beside))
+    growing.step(1)
+    dated(place, time.time() - 2 * IDLE_S)
+    (place / STATUS).write_text("{}")
+    now[0] = 10.0
+    assert not liveness.is_dead(glance(beside))
 
 
 def test_of_several_workers_one_that_falls_silent_is_enough_and_one_that_is_done_is_not_missed(

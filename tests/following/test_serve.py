@@ -12,7 +12,7 @@ import pytest
 
 from fanin.errors import UsageError
 from fanin.examine import judge
-from fanin.serve import COOKIE, Address, LivePage
+from fanin.serve import Address, LivePage
 
 from .growing import poor
 
@@ -77,12 +77,79 @@ def test_each_report_is_another_page_and_the_stream_says_so_until_the_end(page: 
     second = told(stream)
     assert first != second
     _, text = ask(page)
-    assert second.removeprefix("data: ") in text
+    version, state = second.removeprefix("data: ").split()
+    assert version in text
+    assert (first.split()[-1], state) == ("waiting", "live")
     assert "blocks.3.fc" in text
     ender = threading.Thread(target=page.close)
     ender.start()
     assert told(stream) == "event: over"
     ender.join()
+
+
+def test_a_trial_that_is_over_is_said_to_be(page: LivePage) -> None:
+    page.show(judge(poor()))
+    stream = events(page)
+    version = told(stream).split()[1]
+    page.end("the trial is over")
+    assert told(stream) == f"data: {version} ended"
+    assert "blocks.3.fc" in ask(page)[1]
+
+
+def test_a_trial_that_never_showed_anything_is_said_to_be_over(page: LivePage) -> None:
+    stream = events(page)
+    first = told(stream).split()[1]
+    page.end("there is no trial at this address")
+    _, version, state = told(stream).split()
+    assert (version != first, state) == (True, "ended")
+    text = ask(page)[1]
+    assert "There was nothing to show of runs/exp1" in text
+    assert "there is no trial at this address" in text
+    assert "is there yet" not in text
+
+
+def test_a_report_that_cannot_be_drawn_leaves_the_page_which_says_so(
+    page: LivePage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.show(judge(poor()))
+    stream = events(page)
+    version = told(stream).split()[1]
+    monkeypatch.setattr("fanin.serve.live_page", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        page.show(judge(poor()))
+    monkeypatch.undo()
+    assert told(stream) == f"data: {version} not-drawn"
+    page.end("the trial is over")
+    assert page.news == f"{version} not-drawn"
+    page.show(judge(poor()))
+    assert told(stream).endswith(" live")
+
+
+def test_who_asks_only_whether_it_may_gets_no_events(page: LivePage, elsewhere: LivePage) -> None:
+    """A stream that is refused does not tell a browser why."""
+    assert [asked_only(one) for one in (page, elsewhere)] == [200, 401]
+
+
+def asked_only(page: LivePage) -> int:
+    line = http.client.HTTPConnection("127.0.0.1", port(page), timeout=20)
+    line.request("HEAD", "/events")
+    answer = line.getresponse()
+    assert answer.status == 401 or not answer.fp.read(), "and it is over"
+    line.close()
+    return answer.status
+
+
+def test_two_pages_of_one_host_keep_their_tokens_apart(elsewhere: LivePage) -> None:
+    """A browser sends a host's cookies to all its ports, and keeps one of each name."""
+    other = LivePage(Address("0.0.0.0", 0), "runs/exp2")
+    kept = {}
+    for one in (elsewhere, other):
+        answer, _ = ask(one, f"/?token={one.token}")
+        name, _, value = answer.headers["Set-Cookie"].split(";")[0].partition("=")
+        kept[name] = value
+    both = "; ".join(f"{name}={value}" for name, value in kept.items())
+    assert [ask(one, Cookie=both)[0].status for one in (elsewhere, other)] == [200, 200]
+    other.close()
 
 
 def test_only_the_live_page_may_ask_its_server(page: LivePage) -> None:
@@ -121,7 +188,7 @@ def test_elsewhere_a_token_is_needed_that_moves_from_the_address_to_a_cookie(els
     assert ask(elsewhere)[0].status == 401
     assert ask(elsewhere, "/events")[0].status == 401
     assert ask(elsewhere, "/?token=wrong")[0].status == 401
-    assert ask(elsewhere, Cookie=f"{COOKIE}=wrong")[0].status == 401
+    assert ask(elsewhere, Cookie=f"{elsewhere.cookie}=wrong")[0].status == 401
     answer, _ = ask(elsewhere, f"/?token={elsewhere.token}")
     assert (answer.status, answer.headers["Location"]) == (303, "/")
     cookie = answer.headers["Set-Cookie"]
@@ -132,7 +199,7 @@ def test_elsewhere_a_token_is_needed_that_moves_from_the_address_to_a_cookie(els
 
 
 def test_elsewhere_a_strange_name_is_refused_even_with_the_token(elsewhere: LivePage) -> None:
-    cookie = f"{COOKIE}={elsewhere.token}"
+    cookie = f"{elsewhere.cookie}={elsewhere.token}"
     assert ask(elsewhere, Host="evil.example", Cookie=cookie)[0].status == 403
     assert ask(elsewhere, Host=socket.gethostname(), Cookie=cookie)[0].status == 200
     assert ask(elsewhere, Host="192.0.2.7:80", Cookie=cookie)[0].status == 200

@@ -74,6 +74,12 @@ def running(*command: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def wait_for(page: Any, state: str, sign: str) -> None:
+    """Until the page says so of itself."""
+    page.wait_for_selector(f"#live[data-state='{state}']", timeout=60_000)
+    assert page.inner_text("#live") == sign
+
+
 def followed(place: Path, port: str = "0") -> AbstractContextManager[subprocess.Popen[str]]:
     """A follower with a page."""
     return running("-m", "fanin", "follow", str(place), f"--serve=127.0.0.1:{port}", "--timeout", "110s")
@@ -94,11 +100,13 @@ def test_a_page_follows_a_training_that_runs(browser: Any, tmp_path: Path) -> No
         url = follower.stderr.readline().split()[-1]
         visit = Visit(browser, url)
         assert "No step of" in visit.page.inner_text("h1")
+        wait_for(visit.page, "waiting", "waiting for the first step")
         print(file=training.stdin, flush=True)
         visit.page.wait_for_selector("section.verdict.poor", timeout=90_000)
         visit.page.wait_for_selector(LIVE, timeout=60_000)
         assert "FAN101" in visit.page.inner_text("#headline")
         version = visit.version()
+        wait_for(visit.page, "live", "live")
         print(file=training.stdin, flush=True)
         visit.after(version)
         assert "step 1" in visit.page.inner_text(".facts")
@@ -107,11 +115,12 @@ def test_a_page_follows_a_training_that_runs(browser: Any, tmp_path: Path) -> No
         assert visit.said == []
         elsewhere = {address for address in visit.asked if not address.startswith((url, "data:"))}
         assert elsewhere == set()
+        wait_for(visit.page, "ended", "ended, nothing more comes")
         follower.send_signal(signal.SIGINT)
         out, _ = follower.communicate(timeout=60)
         assert follower.returncode == 1
         assert "POOR" in out
-    visit.page.wait_for_function("document.getElementById('live').textContent !== 'live'")
+    wait_for(visit.page, "over", "no longer served")
     visit.page.close()
 
 
@@ -177,7 +186,7 @@ def test_a_page_that_was_open_finds_its_follower_again(browser: Any, tmp_path: P
         visit.page.wait_for_selector(f"{LIVE}:has(section.poor)", timeout=60_000)
         version = visit.version()
         first.kill()  # it says no farewell
-    visit.page.wait_for_function("document.getElementById('live').textContent === 'connection lost'")
+    wait_for(visit.page, "lost", "connection lost, trying again")
     with followed(place, url.rstrip("/").rsplit(":", 1)[1]):
         visit.page.wait_for_selector(
             f"{LIVE}:has(section.poor):not([data-version='{version}'])", timeout=60_000
@@ -195,3 +204,57 @@ def test_hostile_names_are_text_on_the_waiting_page(browser: Any) -> None:
     assert visit.page.evaluate("document.documentElement.dataset.hacked") is None
     visit.page.close()
     page.close()
+
+
+def test_without_its_script_the_page_claims_no_connection(browser: Any, served: LivePage) -> None:
+    served.show(_report(2))
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(served.url)
+    assert page.inner_text("#live") == "not connected yet"
+    page.close()
+
+
+def test_a_page_whose_token_is_no_longer_one_says_so_and_goes_on_when_it_has_the_new_one(
+    browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A follower that is started again at this port has another token; the page is as it was."""
+    first = LivePage(Address("0.0.0.0", 0), "runs/exp1")
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(here(first))
+    wait_for(page, "waiting", "waiting for the first step")
+    with monkeypatch.context() as broken:
+        broken.setattr(first, "after", without_a_word)
+        first.token = "another"
+        first._become("live")
+        wait_for(page, "refused", "not allowed: open the printed address")
+    other = context.new_page()
+    other.goto(here(first))
+    wait_for(page, "live", "live")
+    first.close()
+    context.close()
+
+
+def without_a_word(news: str) -> str:
+    """The connection breaks."""
+    raise OSError(news)
+
+
+def here(page: LivePage) -> str:
+    """Its address by number."""
+    return f"http://127.0.0.1:{page.cookie.rpartition('-')[2]}/?token={page.token}"
+
+
+def test_a_report_that_could_not_be_drawn_and_the_end_of_an_empty_trial_are_said(
+    browser: Any, served: LivePage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit = Visit(browser, served.url)
+    served.end("there is no trial at this address")
+    visit.page.wait_for_selector("h1:has-text('There was nothing to show')")
+    wait_for(visit.page, "ended", "ended, nothing more comes")
+    monkeypatch.setattr("fanin.serve.live_page", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        served.show(_report(2))
+    wait_for(visit.page, "not-drawn", "out of date: not drawn, see the terminal")
+    assert visit.said == []
+    visit.page.close()

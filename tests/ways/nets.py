@@ -85,6 +85,13 @@ def train(model: nn.Module, steps: int, first: int = 0) -> list[float]:
     return losses
 
 
+def step_of_another() -> None:
+    """Nobody's model takes a step: a moment at which it is safe to take away what was hung up all over torch."""
+    model = nn.Linear(1, 1)
+    model(torch.zeros(1, 1)).sum().backward()
+    sgd(model).step()
+
+
 def observe(model: nn.Module, **how: Any) -> Watch:
     """Watch every role for three steps, faults raised, unless told otherwise."""
     return watch(model, **{"rules": [Everything()], "steps": 3, "on_error": "raise"} | how)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from fanin.adapters.torch.watching import FORWARD_UNSEEN
 from fanin.summary import summarize
@@ -55,6 +57,17 @@ def test_a_watch_before_the_first_call_adds_no_graph_break(when: str, backend: s
     assert counters[1].op_count == compilations * counters[0].op_count
     require_all_but_the_forward_pass(seen, model, expected[:3])
     assert hooks_on(model) == []
+
+
+@pytest.mark.parametrize("when", ["compiled, then watched", "watched, then compiled"])
+def test_that_somebody_may_ask_it_to_stop_costs_no_compilation_more(when: str, tmp_path: Path) -> None:
+    """What could stop the training leaves the model when capture does, and hears of its optimizer for longer."""
+    counted, model = CompileCounterWithBackend("eager"), net()
+    compiled = torch.compile(model, backend=counted, fullgraph=True)
+    with observe(model if when == "watched, then compiled" else compiled, trial=tmp_path / "trial"):
+        train(compiled, 5)
+        assert _global_optimizer_pre_hooks
+    assert counted.frame_count == (2 if when == "watched, then compiled" else 1)
 
 
 @pytest.mark.parametrize("way", ["torch.compile(model)", "model.compile()"])

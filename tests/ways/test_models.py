@@ -14,14 +14,33 @@ from weakref import ref
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import _global_optimizer_post_hooks, register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fanin.examine import load_trial
 from fanin.trial import Role
 
-from .nets import INPUTS, batch, hooks_on, loss_of, losses, net, observe, of, parameters_of, same, sgd, train
+from .nets import (
+    INPUTS,
+    batch,
+    hooks_on,
+    loss_of,
+    losses,
+    net,
+    observe,
+    of,
+    parameters_of,
+    same,
+    sgd,
+    step_of_another,
+    train,
+)
 
 ORIGINAL_BACKWARD = torch.autograd.backward
 
@@ -63,6 +82,55 @@ def test_a_watch_that_ends_within_a_step_of_the_optimizer_leaves_others_hooks_al
     with observe(model, steps=1):
         train(model, 1)
     assert not _global_optimizer_post_hooks
+
+
+def test_a_watch_that_is_forgotten_within_a_step_of_another_optimizer_harms_nobody() -> None:
+    """A garbage collection may come anywhere, also while torch walks through its hooks."""
+    kept, called = [observe(net())], []
+    assert _global_optimizer_pre_hooks
+
+    def collect(*args: object) -> None:
+        kept.clear()
+        gc.collect()
+
+    theirs = [register_optimizer_step_pre_hook(hook) for hook in (collect, lambda *args: called.append(args))]
+    try:
+        train(net(), 2)
+    finally:
+        for one in theirs:
+            one.remove()
+    assert len(called) == 2
+    step_of_another()
+    assert not _global_optimizer_pre_hooks
+    assert not _global_optimizer_post_hooks
+    assert torch.autograd.backward is ORIGINAL_BACKWARD
+
+
+def test_a_watch_that_is_freed_waits_for_no_lock(tmp_path: Path) -> None:
+    """Whoever holds one is in the midst of something, and may be the very thread in which the collection comes."""
+    seen = observe(net(), trial=tmp_path / "trial")
+    writer, held, free = seen._writer, threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with writer._changed:
+            held.set()
+            free.wait(30)
+
+    holder, freed = threading.Thread(target=hold), threading.Event()
+    kept = [seen]
+    del seen
+    holder.start()
+    assert held.wait(10)
+    freer = threading.Thread(target=lambda: (kept.clear(), gc.collect(), freed.set()))
+    freer.start()
+    try:
+        assert freed.wait(10)
+    finally:
+        free.set()
+        holder.join()
+        freer.join()
+    writer._thread.join(10)
+    assert load_trial(tmp_path / "trial").complete
 
 
 def test_an_average_of_the_weights_is_another_model() -> None:
@@ -202,6 +270,7 @@ def test_a_model_that_is_built_anew_leaves_the_old_one_to_be_freed(tmp_path: Pat
     del model, seen
     gc.collect()
     assert [one() for one in alive] == [None] * 3
+    step_of_another()
     assert torch.autograd.backward is ORIGINAL_BACKWARD
     assert not _global_optimizer_post_hooks
     for thread in set(threading.enumerate()) - threads:

@@ -75,6 +75,17 @@ class Treated:
     loss: float = nan
 
 
+class Interruption(Protocol):
+    """A hand on a training, by which it can be ended from outside, between two steps. As long as nobody asks it costs
+    nothing that can be measured."""
+
+    def ask(self, error: Exception) -> None:
+        """Have the training raise this at its next step, once; called from any thread."""
+
+    def leave(self) -> None:
+        """Nobody will ask any more; called by who trains; idempotent."""
+
+
 class Adapter(ABC):
     """A framework in neutral words."""
 
@@ -151,8 +162,8 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def interrupt(self, model: Any, error: Exception) -> None:
-        """Have the training of this model raise an error at its next step, once; called from any thread."""
+    def interruption(self, model: Any, watching: Watching) -> Interruption:
+        """A hand on the training of a watched model that can end it, as long as it is kept; called by who trains."""
 
     def is_spread(self, model: Any) -> bool:
         """Whether other processes hold parts of this model's parameters."""

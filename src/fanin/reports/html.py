@@ -116,13 +116,14 @@ def live_page(trial: Trial, diagnosis: Diagnosis, version: str) -> str:
     return page(trial, diagnosis, live=version)
 
 
-def waiting_page(title: str, version: str) -> str:
-    """What is shown before there is anything to show."""
+def waiting_page(title: str, version: str, ended: str = "") -> str:
+    """What is shown before there is anything to show, or, with the reason, when nothing will be."""
     scripts, style = [_part("live.js")], _colors() + _part("style.css")
     return str(
         _template("waiting.html").render(
             title=title,
             version=version,
+            ended=ended,
             policy=_policy(scripts, style, version),
             style=style,
             scripts=scripts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -176,25 +177,102 @@ def longest_stream(spec: ModelSpec) -> Stream | None:
 
     A sum follows another if it contains all that the other is the sum of, or something projected from the other.
     """
-    fed = {layer.path: frozenset(layer.inputs) for layer in spec.layers}
-    readers: dict[Sources, LayerSpec] = {}
+    sums = _Sums({layer.path: frozenset(layer.inputs) for layer in spec.layers})
     for layer in spec.layers:
         if layer.calls and layer.inputs:
-            readers.setdefault(fed[layer.path], layer)
-    chains: dict[Sources, tuple[Sources, ...]] = {}
-    for sources, layer in readers.items():
-        projected = {fed.get(path) for path in sources}
-        before = [s for s in chains if s < sources or s in projected] if layer.joins == "sum" else []
-        nearest = max(before, key=lambda s: (len(chains[s]), s < sources), default=None)
-        chains[sources] = (*(chains[nearest] if nearest else ()), sources)
-    chain = max(chains.values(), key=len, default=())
+            sums.add(layer)
+    chain = sums.longest()
     if len(chain) <= FEWEST_BLOCKS:
         return None
-    added = frozenset().union(*(after - before for before, after in pairwise(chain)))
-    if any(layer.kind is Kind.NORM and added & fed[layer.path] for layer in spec.layers):
+    added = frozenset().union(*(after.sources - before.sources for before, after in pairwise(chain)))
+    if any(layer.kind is Kind.NORM and not added.isdisjoint(sums.fed[layer.path]) for layer in spec.layers):
         return None
     ends = tuple(layer.path for layer in spec.layers if layer.path in added)
-    return Stream(tuple(readers[sources].path for sources in chain), ends) if ends else None
+    return Stream(tuple(one.reader for one in chain), ends) if ends else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """What a layer reads first, and the sum before it, so that to go on costs the same however long the chain is.
+
+    Attributes:
+        order: Among all, from 0.
+        length: Of the chain that ends here.
+    """
+
+    sources: Sources
+    reader: str
+    order: int
+    length: int
+    before: _Sum | None
+
+    def precedes(self, other: _Sum) -> bool:
+        """Whether it is the earlier one of two equally long ones."""
+        return self.length == other.length and self.order < other.order
+
+
+class _Sums:
+    """The sums of a model by what they are made of.
+
+    Whatever is part of another sum has its last source in that: so for each sum only those are looked at whose last
+    source is one of its own, the youngest first, until none can be longer. In a stream that is the one before it.
+
+    Attributes:
+        fed: What each layer reads.
+    """
+
+    def __init__(self, fed: dict[str, Sources]) -> None:
+        self.fed = fed
+        self._known: dict[Sources, _Sum] = {}
+        self._by_last: dict[str, list[_Sum]] = {}
+        self._lengths: Counter[int] = Counter()
+        self._most = 0
+
+    def add(self, layer: LayerSpec) -> None:
+        """What a layer reads, unless one before it did."""
+        sources = self.fed[layer.path]
+        if sources in self._known:
+            return
+        before = self._nearest(layer.inputs, sources) if layer.joins == "sum" else None
+        length = before.length + 1 if before else 1
+        new = _Sum(sources, layer.path, len(self._known), length, before)
+        self._known[sources] = new
+        self._by_last.setdefault(layer.inputs[-1], []).append(new)
+        self._lengths[length] += 1
+        self._most = max(self._most, length)
+
+    def longest(self) -> list[_Sum]:
+        """The longest chain, from its first sum."""
+        last = max(self._known.values(), key=lambda one: one.length, default=None)
+        found: list[_Sum] = []
+        while last is not None:
+            found.append(last)
+            last = last.before
+        return found[::-1]
+
+    def _nearest(self, inputs: tuple[str, ...], sources: Sources) -> _Sum | None:
+        """What it follows: the longest chain, of equal ones rather one that is part of it than one it projects."""
+        part = self._part(inputs, sources)
+        if part and part.length == self._most:
+            return part
+        projected = self._projected(sources)
+        return part if part and (projected is None or part.length >= projected.length) else projected
+
+    def _part(self, inputs: tuple[str, ...], sources: Sources) -> _Sum | None:
+        best: _Sum | None = None
+        for path in reversed(inputs):
+            for one in self._by_last.get(path, ()):
+                longer = best is None or one.length > best.length or one.precedes(best)
+                if longer and one.sources < sources:
+                    best = one
+            if best is not None and best.length == self._most and self._lengths[self._most] == 1:
+                break
+        return best
+
+    def _projected(self, sources: Sources) -> _Sum | None:
+        read = {self.fed[path] for path in sources if path in self.fed}
+        known = sorted((self._known[s] for s in read if s in self._known), key=lambda one: one.order)
+        return max(known, key=lambda one: one.length, default=None)
 
 
 def second_moments(step: Step, stream: Stream) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fanin.cause import Cause
@@ -187,10 +187,11 @@ def _stuck(trial: Trial, start: Step, zeros: list[Zeros]) -> list[Zeros]:
     if _all_zero(trial, zeros):
         return [z for z in zeros if z.mixes]  # what moves then moves as one
     movers = [z.place for z in zeros if z.moves]
+    passing = {role: _passing(start, role) for role in (Role.INPUT, Role.OUTPUT_GRAD)}
     dead = _share_without_gradient(trial, start) >= MOST and not movers
     judged = [z for z in zeros if (z.mixes or dead) and not z.moves]
-    pairs = _pairs(trial, start, judged)
-    return [z for z in judged if z.layer.path in pairs or not _may_wait(z, movers, start)]
+    pairs = _pairs(trial, passing[Role.INPUT], judged)
+    return [z for z in judged if z.layer.path in pairs or not _may_wait(z, movers, passing)]
 
 
 def _all_zero(trial: Trial, zeros: list[Zeros]) -> bool:
@@ -199,21 +200,17 @@ def _all_zero(trial: Trial, zeros: list[Zeros]) -> bool:
     return len(layers) > 1 and all(layer.path in paths for layer in layers)
 
 
-def _pairs(trial: Trial, start: Step, zeros: list[Zeros]) -> frozenset[str]:
+def _pairs(trial: Trial, given: Passing, zeros: list[Zeros]) -> frozenset[str]:
     """Layers of zeros that are given nothing but what other layers of zeros put out, and those: each waits for the
     other, whatever moves elsewhere."""
     paths = {z.layer.path for z in zeros}
-    found: set[str] = set()
-    for z in zeros:
-        fed = set(z.layer.inputs)
-        if fed and fed <= paths and _passes(start, Role.INPUT, z.layer.path) is False:
-            only = {p for p in fed if _readers(trial, p) <= paths}
-            found |= {z.layer.path, *only}
-    return frozenset(found)
-
-
-def _readers(trial: Trial, path: str) -> set[str]:
-    return {layer.path for layer in trial.spec.layers if path in layer.inputs}
+    fed = {z.layer.path: set(z.layer.inputs) for z in zeros if given.get(z.layer.path) is False}
+    waiting = {path: sources for path, sources in fed.items() if sources and sources <= paths}
+    if not waiting:
+        return frozenset()
+    readers = trial.spec.readers()
+    closed = {path for path in paths if all(reader.path in paths for reader in readers.get(path, ()))}
+    return frozenset(waiting).union(*(sources & closed for sources in waiting.values()))
 
 
 def _severity(trial: Trial, start: Step, stuck: list[Zeros]) -> Severity:
@@ -261,12 +258,12 @@ def _zeros(trial: Trial, start: Step) -> list[Zeros]:
     ]
 
 
-def _may_wait(zeros: Zeros, movers: list[int], start: Step) -> bool:
-    """Whether a weight of zeros that moves may give this one a gradient."""
-    behind = any(place >= zeros.place for place in movers)
-    in_front = any(place <= zeros.place for place in movers)
-    given = _passes(start, Role.INPUT, zeros.layer.path)
-    returned = _passes(start, Role.OUTPUT_GRAD, zeros.layer.path)
+def _may_wait(zeros: Zeros, movers: list[int], passing: Mapping[Role, Passing]) -> bool:
+    """Whether a weight of zeros that moves, at one of these places in forward order, may give this one a gradient."""
+    behind = bool(movers) and movers[-1] >= zeros.place
+    in_front = bool(movers) and movers[0] <= zeros.place
+    given = passing[Role.INPUT].get(zeros.layer.path)
+    returned = passing[Role.OUTPUT_GRAD].get(zeros.layer.path)
     if given and returned is False:
         return behind
     if returned and given is False:
@@ -274,10 +271,16 @@ def _may_wait(zeros: Zeros, movers: list[int], start: Step) -> bool:
     return behind or in_front
 
 
-def _passes(step: Step, role: Role, layer: str) -> bool | None:
-    """Whether any of a layer's tensors of this role holds more than zeros; None where none was seen."""
-    seen = [o for o in step.observations if o.role is role and o.layer == layer]
-    return any(not o.summary.is_zero for o in seen) if seen else None
+Passing = Mapping[str, bool]
+"""By layer, whether any of its tensors of one role holds more than zeros; without those of which none was seen."""
+
+
+def _passing(step: Step, role: Role) -> Passing:
+    found: dict[str, bool] = {}
+    for seen in step.observations:
+        if seen.role is role:
+            found[seen.layer] = found.get(seen.layer, False) or not seen.summary.is_zero
+    return found
 
 
 def _residual(*zeros: str, activation: str = "relu", **others: str) -> Trial:

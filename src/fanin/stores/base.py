@@ -33,6 +33,11 @@ class Writer(ABC):
         """
 
     @abstractmethod
+    def leave(self) -> None:
+        """As `end`, soon; takes no lock, since it is called where a watch is freed: by a garbage collection, which may
+        come anywhere."""
+
+    @abstractmethod
     def flush(self) -> None:
         """Wait until everything appended is readable by others, as long as the medium answers.
 

@@ -88,6 +88,9 @@ class _MemoryWriter(Writer):
     def is_of(self, identity: str) -> bool:
         return identity == identity_of(self._record.about)
 
+    def leave(self) -> None:
+        """Nobody can ask for it any more."""
+
     def flush(self) -> None:
         """Nothing to wait for: what is appended is readable."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fanin.adapters.base import Adapter, Treated, Watching, WatchPlan
+from fanin.adapters.base import Adapter, Interruption, Treated, Watching, WatchPlan
 from fanin.adapters.torch import gathered, repairing
 from fanin.adapters.torch.awaiting import Awaited
 from fanin.adapters.torch.batches import batches
@@ -90,9 +90,9 @@ class TorchAdapter(Adapter):
         """See Adapter."""
         return trace(gathered.whole(model)[0], batch, loss_fn)
 
-    def interrupt(self, model: nn.Module, error: Exception) -> None:
+    def interruption(self, model: nn.Module, watching: Watching) -> Interruption:
         """See Adapter."""
-        Interrupt(model, error)
+        return Interrupt(model, watching)
 
     def is_spread(self, model: nn.Module) -> bool:
         """See Adapter."""

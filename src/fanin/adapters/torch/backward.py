@@ -34,9 +34,11 @@ _theirs: Callable[..., Any] | None = None
 
 def _come() -> None:
     global _ours, _theirs
+    mark_scaled_losses()
+    if _ours is not None and torch.autograd.backward is _ours:
+        return  # the last listener was forgotten, and no backward pass has come since
     _theirs = torch.autograd.backward
     _ours = torch.autograd.backward = _announced(_theirs)
-    mark_scaled_losses()
 
 
 def _go() -> None:
@@ -54,10 +56,13 @@ audience: Audience[Listener] = Audience(_come, _go)
 def _announced(theirs: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(theirs)
     def backward(tensors: Tensor | Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
+        told = tuple(audience)
+        if not told:
+            _go()  # the last one was forgotten; where ours lies beneath somebody's, it stays
         roots = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
         root = roots[0] if roots and isinstance(roots[0], Tensor) else None
         with ExitStack() as ends:
-            for listener in tuple(audience):
+            for listener in told:
                 ends.callback(listener.backward_ends)  # before it begins: that may be interrupted half-way
                 listener.backward_begins(root)
             return theirs(roots, *args, **kwargs)

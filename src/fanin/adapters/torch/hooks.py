@@ -37,6 +37,9 @@ class Handles:
     def __init__(self) -> None:
         self._handles: list[Any] = []
 
+    def __bool__(self) -> bool:
+        return bool(self._handles)
+
     def add(self, handle: Any) -> None:
         """Keep a handle that has `remove()`."""
         self._handles.append(handle)

@@ -2,43 +2,92 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from typing import Any
+from weakref import ref
 
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from fanin.adapters.torch.describe import unwrapped
-from fanin.adapters.torch.hooks import Hook
+from fanin.adapters.base import Watching
+from fanin.adapters.torch.describe import is_compiled, unwrapped
+from fanin.adapters.torch.hooks import Handles, Hook
 from fanin.adapters.torch.optimizing import audience
 
 
 class Interrupt:
-    """Raises at the next forward pass in train mode or the next step of the model's optimizer, whichever comes first:
-    a compiled model may pass over hooks that come later than its compilation. Then, and with the model, it is gone.
+    """Raises when it was asked to, at the next step of the model's optimizer, once.
 
-    It is hung up by another thread than the one that trains. Torch copies a module's hooks before it calls them, and
-    the hook is the only thing here that keeps this object.
+    It is hung up by the thread that trains, and asked by another one, which sets an attribute and touches nothing that
+    torch may be going through. For loops that update the parameters by themselves it hangs on the model too: until an
+    optimizer steps when the capture is over, which is when capture leaves, so that what is compiled is compiled anew
+    once; and again when it is asked, where an optimizer steps other tensors than the model's own (master weights).
+    There it raises at the next forward pass in train mode. Whoever made it keeps it.
     """
 
-    def __init__(self, model: nn.Module, error: Exception) -> None:
-        self._error = error
-        self._parameters = {id(parameter) for parameter in model.parameters()}
-        self._handle = unwrapped(model).register_forward_pre_hook(Hook(self._begins))
+    def __init__(self, model: nn.Module, watching: Watching) -> None:
+        self._model = ref(model)
+        self._watching = ref(watching)
+        self._thread = threading.get_ident()
+        self._error: Exception | None = None
+        self._handles = Handles()
+        self._hang(model)
         audience.add(self)
 
-    def _begins(self, module: nn.Module, args: Any) -> None:
-        if module.training:
-            self._raise()
+    def ask(self, error: Exception) -> None:
+        """See `fanin.adapters.base.Interruption`."""
+        self._error = error
+
+    def leave(self) -> None:
+        """See `fanin.adapters.base.Interruption`."""
+        self._handles.remove()
+        audience.remove(self)
 
     def optimizer_begins(self, optimizer: Optimizer) -> None:
         """Torch: it is about to step."""
-        if any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"]):
+        model = self._model() if self._error is not None else None
+        if model is None:
+            return
+        if _is_of(optimizer, model):
             self._raise()
+        if threading.get_ident() == self._thread:
+            self._hang(model)
 
     def optimizer_ended(self, optimizer: Optimizer) -> None:
         """Torch: it has stepped."""
+        if self._handles and self._error is None and threading.get_ident() == self._thread:
+            watching = self._watching()
+            if watching is None or watching.detached:
+                self._handles.remove()
+
+    def begins(self, module: nn.Module) -> None:
+        """Torch: a forward pass is about to begin."""
+        if self._error is not None and module.training and threading.get_ident() == self._thread:
+            self._raise()
+
+    def _hang(self, model: nn.Module) -> None:
+        """Not on what is compiled, which may pass over a hook, and may be compiled anew for one."""
+        if not self._handles and not is_compiled(model):
+            hook = Hook(partial(_begins, ref(self), self._handles))
+            self._handles.add(unwrapped(model).register_forward_pre_hook(hook))
 
     def _raise(self) -> None:
-        self._handle.remove()
-        audience.remove(self)
-        raise self._error
+        error, self._error = self._error, None
+        self.leave()
+        if error is not None:
+            raise error
+
+
+def _begins(interrupt: ref[Interrupt], handles: Handles, module: nn.Module, args: Any) -> None:
+    """Weakly: whoever keeps the interrupt decides how long it listens, and the model does not."""
+    known = interrupt()
+    if known is None:
+        handles.remove()
+    else:
+        known.begins(module)
+
+
+def _is_of(optimizer: Optimizer, model: nn.Module) -> bool:
+    mine = {id(parameter) for parameter in model.parameters()}
+    return any(id(p) in mine for group in optimizer.param_groups for p in group["params"])

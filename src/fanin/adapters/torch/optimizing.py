@@ -33,8 +33,17 @@ def trains(optimizer: Optimizer, parameters: Iterable[Tensor]) -> bool:
 
 
 def _begins(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for listener in audience:
-        listener.optimizer_begins(optimizer)
+    global _is_told
+    _is_told = True
+    try:
+        for listener in audience:
+            listener.optimizer_begins(optimizer)
+    except BaseException:  # somebody stops the training, and torch goes through no more hooks
+        if not audience:
+            _take_away()
+        raise
+    finally:
+        _is_told = False
 
 
 def _ended(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -70,4 +79,5 @@ def _take_away() -> None:
 _is_told = False
 _handles: list[Any] = []
 audience: Audience[Listener] = Audience(_come, _go)
-"""Who is told."""
+"""Who is told. Who comes, or goes by a word, does so in the thread that trains: torch goes through the hooks of a step
+without a lock."""

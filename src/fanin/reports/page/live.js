@@ -65,18 +65,46 @@
     observer.observe(root, { attributes: true, attributeFilter: ["data-drawn"] });
   };
   // ── what comes ──
+  // What the server says of the page, and what only this side can know. The page itself says "not connected yet".
+  const SIGNS = {
+    waiting: "waiting for the first step",
+    live: "live",
+    ended: "ended, nothing more comes",
+    "not-drawn": "out of date: not drawn, see the terminal",
+    over: "no longer served",
+    lost: "connection lost, trying again",
+    refused: "not allowed: open the printed address",
+  };
+  const AGAIN_MS = 3000; // a browser gives up where it was refused; the token may come in another tab, or a new follower
+  const say = (state) => {
+    if (sign.dataset.state === state) return; // or it would be read out again
+    sign.dataset.state = state;
+    sign.textContent = SIGNS[state];
+  };
   let left = false;
+  const refused = async () => { // events do not tell why there are none
+    try {
+      return [401, 403].includes((await fetch("/events", { method: "HEAD", cache: "no-store" })).status);
+    } catch {
+      return false;
+    }
+  };
   const listen = () => {
     const source = new EventSource("/events");
-    source.onopen = () => { sign.textContent = "live"; };
     source.onmessage = ({ data }) => {
-      if (data === root.dataset.version || left) return;
+      const [version, state] = data.split(" ");
+      if (version === root.dataset.version) return say(state);
+      if (left) return;
       left = true;
       keep();
       location.reload();
     };
-    source.addEventListener("over", () => { source.close(); sign.textContent = "no longer live"; });
-    source.onerror = () => { if (source.readyState !== EventSource.CLOSED) sign.textContent = "connection lost"; };
+    source.addEventListener("over", () => { source.close(); say("over"); });
+    source.onerror = async () => {
+      const over = source.readyState === EventSource.CLOSED;
+      say(over && await refused() ? "refused" : "lost");
+      if (over) setTimeout(listen, AGAIN_MS);
+    };
   };
 
   history.scrollRestoration = "manual";

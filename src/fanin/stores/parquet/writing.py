@@ -6,8 +6,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate
+from queue import Empty, SimpleQueue
 from typing import final
 
 from fanin.errors import StoreError
@@ -62,6 +64,9 @@ class ParquetWriter(Writer):
         self._parts = 1
         self._spec: ModelSpec | None = None
         self._failure: Exception | None = None
+        self._is_left = False
+        # Wakes the thread. Its put may be called within itself, by a garbage collection that frees the watch.
+        self._calls: SimpleQueue[None] = SimpleQueue()
         # All below is guarded by this. It is reentrant, so that a signal handler may flush.
         self._changed = threading.Condition()
         self._steps: list[Step] = []
@@ -127,6 +132,12 @@ class ParquetWriter(Writer):
         """
         return self._is_of(identity)
 
+    def leave(self) -> None:
+        """See Writer: the thread ends the trial when it comes to it."""
+        if not self._is_forked:
+            self._is_left = True
+            self._calls.put(None)
+
     def flush(self) -> None:
         """Wait until everything appended is on the disk.
 
@@ -170,7 +181,7 @@ class ParquetWriter(Writer):
             return
         with self._changed:
             self._closing = self._over = True
-            self._changed.notify_all()
+            self._calls.put(None)
         if self._mark is not None:
             leave_unmarked(self._mark)
         self._delivery.withdraw(self._series.name(0))
@@ -191,6 +202,7 @@ class ParquetWriter(Writer):
         except Exception as error:  # noqa: BLE001  told below
             self._failure = error
         self._over = True
+        self._calls.put(None)
 
     def _wait_until(self, done: Callable[[], bool]) -> None:
         """As long as parts get written."""
@@ -213,7 +225,7 @@ class ParquetWriter(Writer):
 
     def _wake(self) -> None:
         self._wanted = self._has_news or self._closing
-        self._changed.notify_all()
+        self._calls.put(None)
 
     def _require_open(self) -> None:
         if self._closing:
@@ -254,16 +266,24 @@ class ParquetWriter(Writer):
             self._changed.notify_all()
 
     def _take(self) -> tuple[int, Part] | None:
+        while not (self._wanted or self._is_left or self._over):
+            self._calls.get()
+        while not self._is_pressed and (rest := self._rested - time.monotonic()) > 0:
+            with suppress(Empty):
+                self._calls.get(timeout=rest)
         with self._changed:
-            self._changed.wait_for(lambda: self._wanted or self._over)
-            self._changed.wait_for(lambda: self._hurried, timeout=max(0.0, self._rested - time.monotonic()))
             if self._over:
                 return None
+            self._closing = self._closing or self._is_left
             part = self._taken()
             # What was more than a part may hold waited as long as it.
             self._wanted = self._hurried = bool(self._steps)
             self._in_hand = (self._parts, part)
             return self._in_hand
+
+    @property
+    def _is_pressed(self) -> bool:
+        return self._hurried or self._is_left or self._over
 
     def _taken(self) -> Part:
         """All that waits, as far as it fits into a part; under the lock."""
