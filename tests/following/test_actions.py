@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -355,14 +355,12 @@ def dripping() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def drip() -> None:
-            connection, _ = server.accept()
-            with connection:
-                try:
+            with suppress(OSError):  # whoever asked has gone, or nobody has come
+                connection, _ = server.accept()
+                with connection:
                     while True:
                         connection.sendall(b"H")
                         time.sleep(0.05)
-                except OSError:
-                    return
 
         threading.Thread(target=drip, daemon=True).start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"

@@ -352,9 +352,9 @@ def test_what_a_request_says_cannot_harm_a_terminal(place: Path, caplog: pytest.
     with observe(model, trial=place, steps=1) as watched:
         train(model, 1)
         asked(place, why="\x1b[2J\x1b]0;owned\x07")
-        assert soon(lambda: watched.should_stop and bool(hooks_on(model)))
+        assert soon(lambda: watched.should_stop and "asked to stop" in caplog.text)
         with pytest.raises(TrainingStoppedError) as raised:
-            train(model, 1)
+            train(model, 50)  # it is told before it is done
     for said in (str(raised.value), caplog.text):
         assert r"\x1b[2J\x1b]0;owned\x07" in said
         assert "\x1b" not in said

@@ -7,7 +7,7 @@ closure within one step of its optimizer (LBFGS).
 
 Gradients are those that arrive: before anybody clips them or averages them over ranks, and without the loss scale.
 
-What is compiled cannot be watched while it runs: a step begins with the first gradient that arrives, and only
+What is compiled cannot be watched while it runs: a step begins with the first gradient to arrive, and only
 parameters, gradients and loss are seen.
 """
 
