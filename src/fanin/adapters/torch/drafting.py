@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fanin.adapters.torch import statistics
-from fanin.adapters.torch.memory import has_memory
+from fanin.adapters.torch.memory import FreedError, has_memory
 from fanin.adapters.torch.sharding import Place, local, place_of
 from fanin.adapters.torch.statistics import Measurement, measure, measure_all, needed_of, read, summarize
 from fanin.adapters.torch.transfers import Transfer
@@ -131,9 +131,10 @@ class Seen:
 
 
 def _has_no_values(tensor: Tensor) -> bool:
-    """Whether there is nothing to read: on the meta device, under a transform such as vmap, or without memory."""
+    """Whether there is nothing to read: on the meta device, under a transform such as vmap, or without
+    memory; on a CPU who looks asks for that."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return tensor.is_meta or wrapped or not has_memory(tensor)
+    return tensor.is_meta or wrapped or not (statistics.on_cpu(tensor) or has_memory(tensor))
 
 
 def _are_alike(one: Measurement | TensorSummary, other: Measurement | TensorSummary) -> bool:
@@ -151,6 +152,11 @@ class Waiting:
     version: int
     histogram: bool
     results: list[Measurement | TensorSummary]
+
+    @property
+    def is_as_it_was(self) -> bool:
+        """Whether nobody has written to it since, or freed it."""
+        return self.tensor._version == self.version and has_memory(self.tensor)
 
 
 @dataclass(slots=True)
@@ -208,7 +214,12 @@ class Draft:
         if _has_no_values(here):
             return
         axis = unit_axis if detail.units and value.ndim > 0 else None
-        results = self._known(role, here, detail, axis) or self._look(role, here, place, detail, axis, stays)
+        try:
+            results = self._known(role, here, detail, axis) or self._look(
+                role, here, place, detail, axis, stays
+            )
+        except FreedError:
+            return
         dtype = str(value.dtype).removeprefix("torch.")
         scale = self.scale if role in SCALED else None
         self._seen[role, tensor] = Seen(layer, place, dtype, axis, scale, results)
@@ -310,8 +321,8 @@ class Draft:
         Returns:
             Whether all of it was as it had been. What somebody has written to since is not recorded, rather than wrong.
         """
-        waiting = [one for one in self._waiting if one.tensor._version == one.version]
-        written = [one.results for one in self._waiting if one.tensor._version != one.version]
+        waiting = [one for one in self._waiting if one.is_as_it_was]
+        written = [one.results for one in self._waiting if not one.is_as_it_was]
         if written:
             lost = [key for key, seen in self._seen.items() if any(seen.results is one for one in written)]
             for key in lost:

@@ -9,15 +9,29 @@ _ORDINARY = Tensor.__torch_dispatch__
 """Of tensors that hold their values themselves, rather than as a subclass sees fit."""
 
 
+class FreedError(ValueError):
+    """A tensor's memory is gone: `fully_shard` and pipelines resize storages to nothing; tensors of zeros that autograd
+    makes, and those of `functionalize`, never had any."""
+
+
+def require_memory(tensor: Tensor) -> None:
+    """Refuse to read what is not there.
+
+    Raises:
+        FreedError: Not all values lie in memory that is still there.
+    """
+    if not has_memory(tensor):
+        raise FreedError(f"the memory of a tensor of shape {list(tensor.shape)} has been freed")
+
+
 def has_memory(tensor: Tensor) -> bool:
-    """Whether all values lie in memory that is still there. `fully_shard` and pipelines resize storages to nothing;
-    tensors of zeros that autograd makes, and those of `functionalize`, never had any."""
-    if tensor.layout is not torch.strided or type(tensor).__torch_dispatch__ is not _ORDINARY:
+    """Whether all values lie in memory that is still there."""
+    if type(tensor).__torch_dispatch__ is not _ORDINARY or tensor.layout is not torch.strided:
         return True  # held in another way
-    if tensor._is_zerotensor() or torch._is_functional_tensor(tensor):
-        return False
-    if tensor.device.type not in ("cpu", "cuda") or not tensor.numel():
-        return True
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    last = tensor.storage_offset() + sum((n - 1) * by for n, by in steps)
-    return tensor.untyped_storage().nbytes() >= (last + 1) * tensor.element_size()
+    if not tensor.data_ptr():
+        return not tensor.numel()
+    if tensor.is_contiguous():
+        span = tensor.numel()
+    else:
+        span = 1 + sum((n - 1) * by for n, by in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + span) * tensor.element_size()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from fanin import onepass
-from fanin.adapters.torch.memory import has_memory
+from fanin.adapters.torch.memory import require_memory
 from fanin.summary import (
     BIN_SHIFT,
     BINS_PER_SIGN,
@@ -78,11 +78,16 @@ class _UnfitError(Exception):
 def quick(
     values: Tensor, histogram: bool, unit_axis: int | None, offset: int, fingerprint: bool = True
 ) -> TensorSummary | None:
-    """The summary of a tensor, or None where the short way would not be exact."""
-    if values.dtype not in EXACT_IN_FLOAT32 or values.device.type != "cpu" or not values.numel():
+    """The summary of a tensor, or None where the short way would not be exact.
+
+    Raises:
+        FreedError: Its memory is gone.
+    """
+    if values.device.type != "cpu" or not values.numel():
         return None
-    if not has_memory(values):
-        raise ValueError("the memory of a tensor has been freed before it was read")
+    require_memory(values)
+    if values.dtype not in EXACT_IN_FLOAT32:
+        return None
     if onepass.is_here() and type(values) is Tensor and values.data_ptr() % values.element_size() == 0:
         return _in_one_pass(values, histogram, unit_axis, offset, fingerprint)
     values = _aliased(values)
