@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import fanin
 from fanin.adapters.torch import statistics
 from fanin.adapters.torch.sharding import Place
 from fanin.stores.parquet.part import Part, decode, encode
@@ -166,3 +167,38 @@ def test_counts_beyond_2_to_the_31_add_up_and_are_stored() -> None:
     )
     kept: Any = decode(encode(Part((step,))), "memory").steps[0].observations[0]
     assert (kept.summary.count, kept.shape, kept.offset) == (2 * HUGE, shape, (HUGE - 1, 0))
+
+
+class Frees(torch.nn.Module):
+    """Frees what its activation took, as pipelines do: by its storage, or by what stands in its place."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.first, self.second, self.way = torch.nn.Linear(6, 8), torch.nn.Linear(8, 3), way
+        self.took: list[float] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.first(x)
+        taken = made.t() if self.way == "a view" else made
+        self.took.append(float(taken.detach().square().mean().sqrt()))
+        out = torch.relu(taken)
+        if self.way == "in place of it":
+            taken.data = torch.empty(0)
+        else:
+            taken.untyped_storage().resize_(0)
+        return self.second(out.t() if self.way == "a view" else out)
+
+
+@pytest.mark.parametrize("way", ["itself", "a view", "in place of it"])
+def test_what_a_network_frees_is_seen_as_it_was(way: str) -> None:
+    model = Frees(way)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with fanin.watch(model, steps=6, on_error="raise") as watched:
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(16, 6)).square().mean().backward()
+            optimizer.step()
+    seen = [
+        o.summary.rms for s in watched.trial.steps for o in s.observations if o.role is Role.ACTIVATION_INPUT
+    ]
+    assert seen == pytest.approx(model.took, rel=1e-6)

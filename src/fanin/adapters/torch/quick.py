@@ -83,7 +83,7 @@ def quick(
     Raises:
         FreedError: Its memory is gone.
     """
-    if values.device.type != "cpu" or not values.numel():
+    if not values.is_cpu or not values.numel():
         return None
     require_memory(values)
     if values.dtype not in EXACT_IN_FLOAT32:

@@ -190,7 +190,7 @@ def _piece(values: Tensor) -> int:
 
 def on_cpu(tensor: Tensor) -> bool:
     """Whether its values can be looked at without waiting for a device."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
 
 
 def _columns(rows: Tensor, unit_axis: int | None, offset: int | None) -> Tensor:
