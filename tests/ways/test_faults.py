@@ -72,8 +72,8 @@ def failing_at(wanted: int, original: Callable[..., Any]) -> Callable[..., Any]:
 
 ENTRANCES: dict[str, tuple[Any, str]] = {
     "modules begin": (TorchWatching, "_begins"),
-    "modules enter": (TorchWatching, "_enters"),
-    "modules leave": (TorchWatching, "_leaves"),
+    "modules enter": (tracing.Tracer, "enters"),
+    "modules leave": (tracing.Tracer, "leaves"),
     "modules end": (TorchWatching, "_ends"),
     "functions begin": (tracing.Tracer, "before"),
     "functions end": (tracing.Tracer, "after"),

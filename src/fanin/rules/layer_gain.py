@@ -129,7 +129,8 @@ class LayerGain(Rule):
     def _finding(self, off: list[Drawn], scope: Scope) -> Finding:
         first = off[0]
         sign = 1 if first.excess > 0 else -1
-        wanted = first.rms * 10 ** (-first.excess / 2)
+        # By six digits, or the last bits of a sum would say whether 0.125 is shown as 0.12 or 0.13.
+        wanted = float(f"{first.rms * 10 ** (-first.excess / 2):.6g}")
         name = first.layer.parameter_path(first.weight)
         others = f", and so are {len(off) - 1} more layers" if len(off) > 1 else ""
         return Finding(
