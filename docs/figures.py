@@ -230,13 +230,13 @@ def pasted() -> str:
 
 def watching() -> str:
     """A captured step in plain ones."""
-    files = ("overhead", "overhead-resnet18", "overhead-smdebug")
-    rows = [row for name in files for row in _watched(read(f"results/{name}.json"))]
+    runs = {"": "", "-resnet18": "", "-gpt": "", "-smdebug": ", with smdebug", "-wandb": ", with wandb"}
+    rows = [row for name, run in runs.items() for row in _watched(read(f"results/overhead{name}.json"), run)]
     return table(("network", "what watches", "a captured step", "ten steps", "a step after"), rows, 2)
 
 
-def _watched(found: dict[str, Any]) -> Iterable[tuple[str, ...]]:
-    beside = f", load {found['load_average'][0]:.0f}" if found["load_average"][0] > 2 else ""
+def _watched(found: dict[str, Any], run: str) -> Iterable[tuple[str, ...]]:
+    beside = run + f", load {found['load_average'][0]:.0f}" * (found["load_average"][0] > 2)
     for model, peers in found["captured_step_over_plain_step"].items():
         for name, one in peers.items():
             ratios = (f"{one[key]['median']:.2f}" for key in ("captured", "mean of 10", "after"))
