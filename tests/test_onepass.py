@@ -86,7 +86,19 @@ def test_every_stride_th_value_is_counted_once(count: int, stride: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "shape", [(3, 100, 7), (5, 300, 1), (2, 3, 127), (2, 3, 128), (1, 4, 5000), (700, 2, 3), (1, 1, 1)]
+    "shape",
+    [
+        (3, 100, 7),
+        (5, 300, 1),
+        (2, 3, 127),
+        (2, 3, 128),
+        (2, 3, 255),
+        (2, 3, 256),
+        (2, 3, 257),
+        (1, 4, 5000),
+        (700, 2, 3),
+        (1, 1, 1),
+    ],
 )
 def test_units_are_those_of_the_reference_however_they_lie(shape: tuple[int, int, int], dtype: str) -> None:
     """Side by side or one after the other, in more than one strip or block."""

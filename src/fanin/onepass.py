@@ -28,8 +28,9 @@ SOURCE: Final = LIBRARY.with_name("onepass.c")
 DTYPES: Final = {"float32": 0, "bfloat16": 1, "float16": 2}
 """What it reads, by the number that the library calls it."""
 
-SHORT: Final = 128
-"""Values that lie together below which those of all units are read side by side: 16 of them took 8 times as long."""
+SHORT: Final = 256
+"""Values that lie together up to which those of all units are read side by side: by themselves runs of 16 take eight
+times as long, and of 256 nearly twice (`benchmarks/looks.py`). More do not fit into the library's STRIP."""
 
 _scratch = threading.local()
 
@@ -115,7 +116,7 @@ def by_units(
     """
     before, units, after = shape
     room, found = _room(), np.empty((units, 5))
-    side_by_side = before > 1 and after < SHORT
+    side_by_side = before > 1 and after <= SHORT
     look = _library().fanin_columns if side_by_side else _library().fanin_rows
     weighed = None if weights is None else weights.ctypes.data
     finite = look(address, DTYPES[dtype], *shape, weighed, found.ctypes.data, room.at[-1])
