@@ -206,7 +206,7 @@ class TorchWatching:
             if self._tracer.fault is not None:
                 raise self._tracer.fault
             with torch._C.DisableTorchFunction():
-                # Torch's context managers take longer, and this is at every module.
+                # Torch's context managers take longer.
                 torch._C._set_grad_enabled(False)
                 try:
                     call(*args, **kwargs)
@@ -342,7 +342,7 @@ class TorchWatching:
         self._depth = max(0, self._depth - 1)
         if self._depth:
             return
-        self._pass = None
+        self._pass = self._outer_error = None
         if self._tracer.awake:
             self._tracer.end(output)
             self._take_spec()
