@@ -43,7 +43,7 @@ def _version(name: str) -> str | None:
 def fingerprint() -> str:
     """Of the code of the fanin that is imported, committed or not."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCE.rglob("*.py")):
+    for path in sorted([*SOURCE.rglob("*.py"), *SOURCE.rglob("*.c")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
