@@ -250,22 +250,17 @@ def test_a_trial_of_smdebug_is_judged_and_its_training_cannot_be_stopped(tmp_pat
     assert "aws sagemaker stop-training-job" in done.stderr
 
 
+def fanin_run(script: Path, place: Path) -> list[str]:
+    """A command that trains by a script that knows nothing of us."""
+    ours = [sys.executable, "-m", "fanin", "run", "--trial", str(place), "--no-report"]
+    return [*ours, "--", sys.executable, str(script)]
+
+
 def test_an_unwatched_script_that_starts_poorly_is_stopped_by_a_follower(tmp_path: Path) -> None:
     """From the first to the last: `fanin run` writes, another process judges and asks, SIGTERM ends the script."""
     script, place = tmp_path / "train.py", tmp_path / "trial"
     script.write_text(TRAINING)
-    run = [
-        sys.executable,
-        "-m",
-        "fanin",
-        "run",
-        "--trial",
-        str(place),
-        "--no-report",
-        "--",
-        sys.executable,
-        str(script),
-    ]
+    run = fanin_run(script, place)
     training = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     done = fanin(str(place), "--stop", "--timeout", "100s")
     assert done.exit_code == 1
@@ -278,18 +273,7 @@ def test_an_unwatched_script_that_starts_poorly_is_stopped_by_a_follower(tmp_pat
 def test_a_script_may_be_kept_from_obeying(tmp_path: Path) -> None:
     script, place = tmp_path / "train.py", tmp_path / "trial"
     script.write_text(TRAINING.replace("range(3000)", "range(40)").replace("0.02", "0.1"))
-    run = [
-        sys.executable,
-        "-m",
-        "fanin",
-        "run",
-        "--trial",
-        str(place),
-        "--no-report",
-        "--",
-        sys.executable,
-        str(script),
-    ]
+    run = fanin_run(script, place)
     environment = os.environ | {"FANIN_ON_STOP": "ignore"}
     training = subprocess.Popen(
         run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

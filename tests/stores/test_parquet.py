@@ -196,15 +196,21 @@ def test_a_part_starts_with_the_version_and_ends_with_the_end(written: Path) -> 
 # ── writing, and what stops it ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_training_does_not_wait_for_the_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = ParquetStore(place).begin()
+def stuck(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """A disk that takes nothing until the event is set."""
     publish, disk = Directory.publish, threading.Event()
 
-    def stuck(self: Directory, *arguments: Any, **options: Any) -> None:
+    def waiting(self: Directory, *arguments: Any, **options: Any) -> None:
         disk.wait()
         publish(self, *arguments, **options)
 
-    monkeypatch.setattr(Directory, "publish", stuck)
+    monkeypatch.setattr(Directory, "publish", waiting)
+    return disk
+
+
+def test_training_does_not_wait_for_the_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ParquetStore(place).begin()
+    disk = stuck(monkeypatch)
     for index in range(100):
         writer.append(step(index))
     disk.set()
@@ -233,13 +239,7 @@ def test_what_waits_is_as_many_parts_as_are_small_enough_to_read(
 ) -> None:
     monkeypatch.setattr(writing, "PART_TENSORS", 5)  # two steps of two tensors
     writer = ParquetStore(place).begin()
-    publish, disk = Directory.publish, threading.Event()
-
-    def stuck(self: Directory, *arguments: Any, **options: Any) -> None:
-        disk.wait()
-        publish(self, *arguments, **options)
-
-    monkeypatch.setattr(Directory, "publish", stuck)
+    disk = stuck(monkeypatch)
     for index in range(7):
         writer.append(step(index))
         while index == 0 and writer._in_hand is None:
