@@ -45,9 +45,9 @@ class Sight:
         """The gradient of a weight has arrived; `stays` says that nobody is seen who might write to it before the
         backward pass is over.
 
-        Then it may wait for that: a look between two matrix products, which have emptied the cache, takes nearly twice as long
-        as one after another look (`benchmarks/looks.py`). None waits in the first pass, which shows whether somebody
-        writes to them unseen, nor from then on where somebody does.
+        Then it may wait for that: a look between two matrix products, which have emptied the cache, takes nearly
+        twice as long as one after another look (`benchmarks/looks.py`). None waits in the first pass, which shows
+        whether somebody writes to them unseen, nor from then on where somebody does.
         """
         stays = stays and not gradient.is_inference()  # of which nobody can tell when it is written to
         if stays:  # in the first pass without the tensor, which others may free before the pass is over
