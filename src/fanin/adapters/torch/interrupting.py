@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer
 from fanin.adapters.base import Watching
 from fanin.adapters.torch.describe import is_compiled, unwrapped
 from fanin.adapters.torch.hooks import Handles, Hook
-from fanin.adapters.torch.optimizing import audience
+from fanin.adapters.torch.optimizing import audience, trains
 
 
 class Interrupt:
@@ -49,7 +49,7 @@ class Interrupt:
         model = self._model() if self._error is not None else None
         if model is None:
             return
-        if _is_of(optimizer, model):
+        if trains(optimizer, model.parameters()):
             self._raise()
         if threading.get_ident() == self._thread:
             self._hang(model)
@@ -86,8 +86,3 @@ def _begins(interrupt: ref[Interrupt], handles: Handles, module: nn.Module, args
         handles.remove()
     else:
         known.begins(module)
-
-
-def _is_of(optimizer: Optimizer, model: nn.Module) -> bool:
-    mine = {id(parameter) for parameter in model.parameters()}
-    return any(id(p) in mine for group in optimizer.param_groups for p in group["params"])

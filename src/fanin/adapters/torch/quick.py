@@ -35,7 +35,7 @@ Singles = NDArray[np.float32]
 Look = tuple[int, Singles, Singles, Singles, Singles]
 """Zeros of a piece; lowest, highest, sum and sum of squares of each of its rows or columns."""
 
-EXACT_IN_FLOAT32: Final = frozenset({torch.float32, torch.bfloat16, torch.float16})
+EXACT_IN_FLOAT32: Final = frozenset(getattr(torch, name) for name in onepass.DTYPES)
 """Dtypes whose every value is one of float32."""
 
 PIECE: Final = 2**17
