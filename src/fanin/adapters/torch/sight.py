@@ -91,7 +91,7 @@ class Sight:
         return self.draft.is_as_seen(*place, now, known.unit_axis)
 
     def forget(self) -> None:
-        """A backward pass was left without a word: let go of what has arrived."""
+        """Let go of what has arrived."""
         self._arrived = []
 
     def layer_ran(

@@ -94,7 +94,6 @@ class TorchWatching:
         self._called = False
         self._depth = 0
         self._pass: FrameType | None = None
-        self._backward: FrameType | None = None
         self._optimizing: FrameType | None = None
         self._grad_enabled = True
         self._outer_error: BaseException | None = None
@@ -166,7 +165,8 @@ class TorchWatching:
             optimizing.audience.remove(self)
             backward.audience.remove(self)
             self._sight.draft = self._pass = self._optimizing = self._sight.scale = None
-            self._drop_backward()
+            self._roots.clear()
+            self._sight.forget()
 
     def _hook(self, call: Callable[..., None], *bound: Any) -> Hook:
         """For a forward pass: in other threads (DataParallel's replicas) it does nothing."""
@@ -256,8 +256,6 @@ class TorchWatching:
         self._called = True
         if self._pass is not None and not is_running(self._pass):
             self._abandon()
-        if self._backward is not None and not is_running(self._backward):
-            self._drop_backward()
         self._depth += 1
         if self._depth > 1:
             return
@@ -320,12 +318,6 @@ class TorchWatching:
         self._depth = 0
         self._pass = None
         self._tracer.end(None)
-
-    def _drop_backward(self) -> None:
-        """Likewise."""
-        self._roots.clear()
-        self._backward = None
-        self._sight.forget()
 
     def _is_recomputed(self) -> bool:
         """Whether this pass repeats one that was seen: activation checkpointing, in the midst of its backward."""
@@ -429,7 +421,6 @@ class TorchWatching:
         if self.hears_this_thread:
             self._roots.append(root)
             if len(self._roots) == 1:
-                self._backward = calling_frame()
                 self._guarded(self._outermost_begins, root)
 
     def _outermost_begins(self, root: Tensor | None) -> None:
@@ -443,7 +434,6 @@ class TorchWatching:
         if self.hears_this_thread and self._roots:
             self._roots.pop()
             if not self._roots:
-                self._backward = None
                 self._guarded(self._sight.backward_ended)
 
     def _end_step(self) -> None:
